@@ -1,0 +1,1 @@
+"""Robot units to model inputs and back, ordered once in robot.py."""

@@ -1,0 +1,49 @@
+"""Camera frames to 224x224 with padding, as openpi's server does it: PIL, antialiased, uint8 (PI05_SPEC section 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pi05_ros.errors import ObservationError
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where a resized frame lies in the square: sizes and offsets in pixels."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def letterbox(height: int, width: int, size: int) -> Letterbox:
+    """Keep the aspect ratio, truncate to whole pixels, centre; the odd pixel goes to the bottom or right."""
+    ratio = max(width / size, height / size)
+    new_height, new_width = int(height / ratio), int(width / ratio)
+    if new_height < 1 or new_width < 1:
+        raise ObservationError("image", expected="an aspect ratio that leaves a pixel", received=f"{width}x{height}",
+                               way_out="Check the camera's resolution.", cause="image size")
+    return Letterbox(new_height, new_width, (size - new_height) // 2, (size - new_width) // 2)
+
+
+def check_frame(name: str, frame: np.ndarray) -> None:
+    """Refuse anything but non-empty uint8 [h, w, 3]."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ObservationError(f"image '{name}'", expected="uint8 [h, w, 3] RGB with h, w >= 1",
+                               received=f"{frame.dtype} {list(frame.shape)}", way_out="Check the camera driver.",
+                               cause="image shape")
+
+
+def resize_with_pad(frame: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [h, w, 3] to uint8 [size, size, 3], black padding; a frame of that size passes unchanged."""
+    if frame.shape[:2] == (size, size):
+        return frame
+    box = letterbox(frame.shape[0], frame.shape[1], size)
+    resized = Image.fromarray(np.ascontiguousarray(frame)).resize((box.width, box.height), Image.Resampling.BILINEAR)
+    out = np.zeros((size, size, 3), np.uint8)
+    out[box.top:box.top + box.height, box.left:box.left + box.width] = np.asarray(resized)
+    return out
