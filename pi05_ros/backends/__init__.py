@@ -1,0 +1,1 @@
+"""Implementations of the model's stages, chosen by name and per stage."""

@@ -1,0 +1,1 @@
+"""The real-time loop without ROS: policy, mailbox, worker, chunking."""

@@ -1,0 +1,181 @@
+"""The whole of the package without ROS and without overlap: an observation in, a chunk of actions out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pi05_ros.backends import base
+from pi05_ros.config import Pi05Config, tiny_config
+from pi05_ros.errors import ConfigError, ObservationError
+from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
+from pi05_ros.model.recipe import RecipeSource
+from pi05_ros.model.weights import Progress, WeightSource
+from pi05_ros.runtime.timing import StageTimer
+from pi05_ros.schema import (
+    ActionChunk,
+    Conventions,
+    FieldStats,
+    Guidance,
+    ModelInputs,
+    NormStats,
+    Observation,
+    PromptFormat,
+)
+from pi05_ros.transforms.prompt import PromptTokenizer
+from pi05_ros.transforms.robot import RobotTransforms
+from pi05_ros.transforms.robot_file import Robot
+from pi05_ros.transforms.robot_loader import load_robot
+from pi05_ros.transforms.tiny_tokenizer import tiny_tokenizer
+
+MAX_DENOISING_STEPS = 50
+
+
+class Policy:
+    """pi0.5 behind one call.
+
+        policy = Policy.load(checkpoint="my_checkpoint", robot="aloha", device="cuda", dtype="bfloat16")
+        chunk = policy.infer(Observation(images={"base_0_rgb": frame, ...}, state=joints, prompt="fold the towel"))
+        chunk.actions  # [H, robot_action_dim], the robot's own units
+    """
+
+    def __init__(self, stages: base.StageSet, transforms: RobotTransforms, seed: int = 0) -> None:
+        self.stages, self.transforms, self.seed = stages, transforms, seed
+        self.config: Pi05Config = stages.config
+        self.robot: Robot = transforms.robot
+        self._chunk_index = 0
+
+    @classmethod
+    def load(cls, checkpoint: str | Path | None = None, robot: str | Robot = "arm6", backend: str = "eager",
+             device: str = "cpu", dtype: str = "float32", seed: int = 0, tokenizer: str | Path | None = None,
+             action_horizon: int | None = None, rope_inv_freq: str = "float32",
+             prompt_format: PromptFormat | None = None, on_progress: Progress | None = None) -> Policy:
+        """Load a checkpoint directory (openpi or lerobot), or without one the embedded tiny pi0.5.
+
+        Raises:
+            ConfigError, CheckpointError, BackendError: with what was expected, what came, and the way out.
+        """
+        robot = load_robot(robot) if isinstance(robot, str) else robot
+        source: WeightSource
+        cameras: tuple[str, ...] = ()
+        if checkpoint is None:
+            source, conventions, known = tiny_model(robot, action_horizon, rope_inv_freq)
+            stats: NormStats | None = known
+            tokens = PromptTokenizer(tokenizer or tiny_tokenizer(), source.config.max_token_len)
+        else:
+            source = opened = open_checkpoint(checkpoint, action_horizon=action_horizon, asset_id=robot.asset_id,
+                                              tokenizer=tokenizer, rope_inv_freq=rope_inv_freq)
+            conventions, stats, cameras = opened.conventions, opened.stats, opened.camera_keys
+            tokens = _checkpoint_tokenizer(opened, robot)
+        transforms = RobotTransforms(robot, conventions, stats, tokens, source.config, cameras, prompt_format)
+        stages = base.build(backend, source, device, dtype, conventions.resize, on_progress)
+        return cls(stages, transforms, seed)
+
+    def summary(self) -> str:
+        """One line for logs: what runs where."""
+        names = set(self.stages.names.values())
+        backend = names.pop() if len(names) == 1 else ", ".join(f"{s}={b}" for s, b in self.stages.names.items())
+        return (f"{self.config.kind}, {self.config.prefix.depth} layers of width {self.config.prefix.width}, "
+                f"horizon {self.config.action_horizon}, backend {backend} on {self.stages.device}")
+
+    def infer(self, observation: Observation, num_steps: int = 10, seed: int | None = None,
+              chunk_index: int | None = None, noise: np.ndarray | None = None,
+              guidance: Guidance | None = None) -> ActionChunk:
+        """One chunk for one observation.
+
+        Args:
+            num_steps: denoising steps, 1 to 50.
+            seed, chunk_index: choose the noise; by default the policy's seed and a counter of its calls.
+            noise: float32 [H, 32], instead of drawing it.
+            guidance: for real-time chunking.
+
+        Raises:
+            ObservationError: the observation is not usable, or the model answered with NaN.
+            ConfigError: `num_steps` or `noise` out of range or shape.
+        """
+        if not 1 <= num_steps <= MAX_DENOISING_STEPS:
+            raise ConfigError("denoising_steps", expected=f"1 to {MAX_DENOISING_STEPS}", received=str(num_steps),
+                              way_out="10 is what the checkpoints were trained to be sampled with.")
+        seed = self.seed if seed is None else seed
+        if chunk_index is None:
+            chunk_index, self._chunk_index = self._chunk_index, self._chunk_index + 1
+        timer = StageTimer(self.stages.device)
+        with timer.stage("transform"):
+            inputs = self.transforms.encode(observation)
+            x_1 = draw_noise(seed, chunk_index, self.config) if noise is None else self._checked(noise)
+        normalised = self.sample(inputs, x_1[None], num_steps, guidance, timer)[0]
+        with timer.stage("inverse"):
+            if not np.isfinite(normalised).all():
+                raise ObservationError("actions of the model", expected="finite numbers", received="NaN or infinity",
+                                       way_out="Check the checkpoint and the inputs; use dtype float32 to compare.",
+                                       cause="non-finite actions")
+            actions = self.transforms.decode(normalised, observation.state)
+        return ActionChunk(
+            actions=actions, normalised=normalised, stamp_ns=observation.stamp_ns,
+            control_period_s=self.robot.control_period_s, prompt=observation.prompt, num_steps=num_steps, seed=seed,
+            chunk_index=chunk_index, noise_given=noise is not None, stage_times_ms=timer.milliseconds(),
+            guidance=guidance,
+        )
+
+    def sample(self, inputs: ModelInputs, noise: np.ndarray, num_steps: int, guidance: Guidance | None = None,
+               timer: StageTimer | None = None) -> np.ndarray:
+        """The four stages, batched: noise float32 [B, H, 32] to actions float32 [B, H, 32], model space."""
+        stages, device = self.stages, self.stages.device
+        inputs, timer = inputs.trimmed(), timer or StageTimer(device)
+
+        def put(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        with timer.stage("images"):
+            pixels = stages.images.prepare_images(inputs.frames)
+        with timer.stage("vision"):
+            image_tokens = stages.vision.encode_images(pixels)
+        with timer.stage("prefix"):
+            cache = stages.prefix.prefill(image_tokens, put(inputs.image_mask), put(inputs.tokens),
+                                          put(inputs.token_mask))
+        with timer.stage("expert"):
+            x_0 = stages.expert.denoise(cache, put(noise), num_steps, put(inputs.state), guidance)
+        return x_0.cpu().numpy()
+
+    def _checked(self, noise: np.ndarray) -> np.ndarray:
+        expected = (self.config.action_horizon, self.config.action_dim)
+        if noise.shape != expected:
+            raise ConfigError("noise", expected=f"shape {list(expected)}", received=str(list(noise.shape)),
+                              way_out="One row an action, 32 columns.")
+        return noise.astype(np.float32)
+
+
+def _checkpoint_tokenizer(opened: Checkpoint, robot: Robot) -> PromptTokenizer:
+    if opened.robot_action_dim not in (None, robot.action_dim):
+        raise ConfigError(f"robot '{robot.name}'", expected=f"{opened.robot_action_dim} actions, as the checkpoint has",
+                          received=str(robot.action_dim), way_out="Choose the robot file that belongs to it.")
+    if opened.tokenizer_path is None:
+        raise ConfigError("tokenizer", expected="paligemma_tokenizer.model in the checkpoint's directory",
+                          received="none", way_out="Put it there, or give its path as `tokenizer`.")
+    return PromptTokenizer(opened.tokenizer_path, opened.config.max_token_len)
+
+
+def draw_noise(seed: int, chunk_index: int, config: Pi05Config) -> np.ndarray:
+    """float32 [H, 32], N(0, 1): a function of (seed, chunk_index) alone, so that a chunk can be made again."""
+    generator = np.random.Generator(np.random.PCG64([seed, chunk_index]))
+    return generator.standard_normal((config.action_horizon, config.action_dim), dtype=np.float32)
+
+
+def tiny_model(robot: Robot, action_horizon: int | None = None,
+               rope_inv_freq: str = "float32") -> tuple[RecipeSource, Conventions, NormStats]:
+    """The embedded tiny pi0.5: weights by recipe, and statistics under which it stays near the middle of the joints.
+
+    Its motions mean nothing; it shows the whole path at work without a checkpoint.
+    """
+    config = tiny_config(action_horizon=action_horizon or 50, rope_inv_freq=rope_inv_freq)
+    low, high = -np.ones(robot.state_dim), np.ones(robot.state_dim)
+    if robot.joints:
+        bounds = np.array([((j.lower - j.offset) / j.scale, (j.upper - j.offset) / j.scale) for j in robot.joints])
+        low, high = bounds.min(axis=1), bounds.max(axis=1)
+    centre, reach = 0.5 * (low + high)[: robot.action_dim], 0.05 * (high - low)[: robot.action_dim]
+    differences = [j.delta or j.action == "velocity" for j in robot.joints] or [False] * robot.action_dim
+    centre = np.where(differences, 0.0, centre)
+    actions = FieldStats(q01=centre - reach, q99=centre + reach)
+    return RecipeSource(config), Conventions(), NormStats(state=FieldStats(q01=low, q99=high), actions=actions)
