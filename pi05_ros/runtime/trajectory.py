@@ -1,0 +1,60 @@
+"""A joint trajectory as the controller will execute it: cubic between points, at rest at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class JointTrajectoryPlan:
+    """K points of J joints, from one stamp.
+
+    Args:
+        stamp_ns: time zero of `times_s`.
+        times_s: float64 [K], strictly increasing.
+        positions, velocities: float64 [K, J], rad or m, and per second; the last velocities are zero.
+    """
+
+    stamp_ns: int
+    times_s: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray
+
+    @property
+    def end_ns(self) -> int:
+        return self.stamp_ns + int(round(self.times_s[-1] * 1e9))
+
+    def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Position and velocity [J] that a controller commands at a time: the cubic through the points' positions
+        and velocities; held before the first point and after the last."""
+        t = (time_ns - self.stamp_ns) * 1e-9
+        if t <= self.times_s[0] or len(self.times_s) == 1:
+            return self.positions[0], np.zeros_like(self.positions[0])
+        if t >= self.times_s[-1]:
+            return self.positions[-1], np.zeros_like(self.positions[-1])
+        k = int(np.searchsorted(self.times_s, t, side="right")) - 1
+        return hermite(t - self.times_s[k], self.times_s[k + 1] - self.times_s[k], self.positions[k],
+                       self.velocities[k], self.positions[k + 1], self.velocities[k + 1])
+
+
+def hermite(t: float, span: float, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,
+            v1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cubic from (p0, v0) to (p1, v1) over `span` seconds: position and velocity at t in [0, span]."""
+    u, slope = t / span, (p1 - p0) / span
+    position = p0 + span * u * (v0 + u * ((3 * slope - 2 * v0 - v1) + u * (v0 + v1 - 2 * slope)))
+    velocity = v0 + u * (2 * (3 * slope - 2 * v0 - v1) + 3 * u * (v0 + v1 - 2 * slope))
+    return position, velocity
+
+
+def monotone_velocities(slopes: np.ndarray) -> np.ndarray:
+    """Velocities [K-1, J] at the inner points between K slopes [K, J]: their harmonic mean, 0 where they turn.
+
+    Such a cubic never leaves the range of its two points, and its speed stays within 1.5 x the slope of the segment
+    or the speeds at its ends (Fritsch and Carlson 1980), so limits on points and slopes bound the whole curve.
+    """
+    before, after = slopes[:-1], slopes[1:]
+    same_way = before * after > 0
+    total = np.where(same_way, before + after, 1.0)
+    return np.where(same_way, 2 * before * after / total, 0.0)

@@ -1,0 +1,213 @@
+"""The worker thread and the loop it runs, with a policy that finishes when the test says so."""
+
+import queue
+import threading
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pi05_ros.errors import ObservationError, WorkerError
+from pi05_ros.runtime.inference_loop import InferenceLoop, LoopSettings
+from pi05_ros.runtime.mailbox import Mailbox
+from pi05_ros.runtime.worker import Worker
+from pi05_ros.schema import ActionChunk, Observation
+
+TIMEOUT = 10  # seconds until a test that hangs fails
+
+
+class ScriptedPolicy:
+    """Answers when released; remembers what it was asked."""
+
+    def __init__(self):
+        self.robot = SimpleNamespace(control_period_s=0.1)
+        self.asked, self.entered, self.release = [], threading.Semaphore(0), threading.Semaphore(0)
+        self.error = None
+
+    def infer(self, observation, num_steps, *, chunk_index):
+        self.asked.append((observation.prompt, num_steps, chunk_index, threading.current_thread().name))
+        self.entered.release()
+        assert self.release.acquire(timeout=TIMEOUT)
+        if self.error is not None:
+            raise self.error
+        return ActionChunk(np.zeros((4, 2), np.float32), np.zeros((4, 32), np.float32), observation.stamp_ns, 0.1,
+                           observation.prompt, num_steps, 0, chunk_index)
+
+
+class Bench:
+    """A loop on a worker with one camera; deliveries and reports come out as futures in order."""
+
+    def __init__(self):
+        self.now, self.settings, self.policy = 1_000, LoopSettings(prompt="first"), ScriptedPolicy()
+        self._out: queue.Queue = queue.Queue()
+        self.worker = Worker()
+        self.mailbox = Mailbox(("cam",), on_complete=self.worker.wake)
+        self.loop = InferenceLoop(self.policy, self.mailbox, self.assemble, lambda: self.settings, lambda: self.now,
+                                  self._out.put, self._out.put)
+        self.worker.repeat(self.loop.due, self.loop.step)
+
+    def assemble(self, taken, prompt):
+        if taken["cam"].value == "bad":
+            raise ObservationError("cam", expected="a picture", received="bad", way_out="", cause="encoding")
+        return Observation({}, np.zeros(2, np.float32), prompt, taken["cam"].stamp_ns)
+
+    def send(self, stamp, value="good"):
+        self.mailbox.put("state", 0, stamp)
+        self.mailbox.put("cam", value, stamp)
+
+    def next(self):
+        return self._out.get(timeout=TIMEOUT)
+
+    def entered(self):
+        assert self.policy.entered.acquire(timeout=TIMEOUT), "inference did not start"
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    yield bench
+    bench.loop.close()
+    bench.policy.release.release(1000)
+    assert bench.worker.stop(TIMEOUT)
+
+
+def test_jobs_and_inference_share_one_thread(bench):
+    assert bench.worker.call(lambda: threading.current_thread().name).result(TIMEOUT) == "pi05_worker"
+    bench.loop.open()
+    bench.policy.release.release()
+    bench.send(1_000)
+    bench.next()
+    assert bench.policy.asked[0][3] == "pi05_worker"
+
+
+def test_an_exception_of_a_job_reaches_who_asked_and_the_thread_lives_on(bench):
+    with pytest.raises(ZeroDivisionError):
+        bench.worker.call(lambda: 1 / 0).result(TIMEOUT)
+    assert bench.worker.call(lambda: 7).result(TIMEOUT) == 7
+
+
+def test_a_stopped_worker_refuses_jobs():
+    worker = Worker()
+    assert worker.stop(TIMEOUT) and not worker.alive
+    with pytest.raises(WorkerError):
+        worker.call(lambda: 1)
+
+
+def test_nothing_runs_before_the_gate_opens(bench):
+    bench.send(1_000)
+    assert bench.loop.due() is None
+    bench.worker.call(lambda: None).result(TIMEOUT)
+    assert bench.policy.asked == []
+
+
+def test_a_busy_worker_takes_the_newest_set_next(bench):
+    bench.loop.open()
+    bench.send(1_000)
+    bench.entered()
+    for stamp in (1_001, 1_002, 1_003):
+        bench.send(stamp)
+    bench.now = 1_003
+    bench.policy.release.release(2)
+    assert bench.next().chunk.stamp_ns == 1_000
+    assert bench.next().chunk.stamp_ns == 1_003
+    assert bench.mailbox.dropped["cam"] == 2
+
+
+def test_a_chunk_made_across_a_deactivation_carries_the_old_epoch(bench):
+    epoch = bench.loop.open()
+    bench.send(1_000)
+    bench.entered()
+    bench.loop.close()
+    reopened = bench.loop.open()
+    bench.policy.release.release()
+    assert bench.next().epoch == epoch < reopened
+
+
+def test_settings_change_between_chunks_and_never_inside_one(bench):
+    bench.loop.open()
+    bench.send(1_000)
+    bench.entered()
+    bench.settings = LoopSettings(denoising_steps=3, prompt="second")
+    bench.policy.release.release()
+    chunk = bench.next().chunk
+    assert (chunk.prompt, chunk.num_steps) == ("first", 10)
+    bench.policy.release.release()
+    bench.send(1_001)
+    chunk = bench.next().chunk
+    assert (chunk.prompt, chunk.num_steps, chunk.chunk_index) == ("second", 3, 1)
+
+
+def test_chunk_numbers_begin_anew_with_each_activation(bench):
+    bench.policy.release.release(3)
+    for _ in range(2):
+        bench.loop.open()
+        bench.send(1_000)
+        assert bench.next().chunk.chunk_index == 0
+        bench.loop.close()
+
+
+def test_a_bad_input_is_reported_and_the_loop_lives_on(bench):
+    epoch = bench.loop.open()
+    bench.send(1_000, "bad")
+    reported_epoch, error = bench.next()
+    assert (reported_epoch, error.cause) == (epoch, "encoding")
+    bench.policy.release.release()
+    bench.send(1_001)
+    assert bench.next().chunk.stamp_ns == 1_001
+
+
+def test_a_broken_policy_closes_the_gate_and_says_why(bench):
+    bench.loop.open()
+    bench.policy.error = RuntimeError("CUDA error: out of memory")
+    bench.policy.release.release()
+    bench.send(1_000)
+    _, error = bench.next()
+    assert "out of memory" in str(error) and "Traceback" in error.__notes__[0]
+    bench.send(1_001)
+    assert bench.loop.due() is None and bench.worker.alive
+
+
+@pytest.mark.parametrize(("settings", "pause"), [
+    (LoopSettings(), 0.0), (LoopSettings(execution_horizon=5), 0.5), (LoopSettings(max_rate_hz=4.0), 0.25),
+    (LoopSettings(execution_horizon=5, max_rate_hz=4.0), 0.5),
+])
+def test_horizon_and_rate_set_the_pause_between_two_starts(settings, pause):
+    policy, now = ScriptedPolicy(), [1_000]
+    mailbox = Mailbox(("cam",))
+    assemble = lambda taken, prompt: Observation({}, np.zeros(2), prompt, taken["cam"].stamp_ns)  # noqa: E731
+    loop = InferenceLoop(policy, mailbox, assemble, lambda: settings, lambda: now[0], lambda delivery: None,
+                         lambda failure: None)
+    loop.open()
+
+    def send():
+        mailbox.put("state", 0, now[0])
+        mailbox.put("cam", 0, now[0])
+
+    send()
+    assert loop.due() == 0.0
+    policy.release.release()
+    loop.step()
+    assert loop.due() is None  # no new set yet
+    send()
+    assert loop.due() == pytest.approx(pause)
+    now[0] += int(pause * 1e9)
+    assert loop.due() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_clock_set_back_does_not_stop_the_loop(bench):
+    bench.settings = LoopSettings(execution_horizon=5)
+    bench.now = 10**12
+    bench.loop.open()
+    bench.policy.release.release(2)
+    bench.send(10**12)
+    bench.next()
+    bench.now = 10**11
+    bench.mailbox.clear()  # as after a reset: the old stamps are gone
+    bench.send(10**11)
+    assert bench.next().chunk.stamp_ns == 10**11
+
+
+def test_a_future_keeps_even_a_system_exit(bench):
+    future: Future = bench.worker.call(lambda: (_ for _ in ()).throw(SystemExit(3)))
+    assert isinstance(future.exception(TIMEOUT), SystemExit) and bench.worker.alive
