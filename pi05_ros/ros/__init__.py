@@ -1,0 +1,1 @@
+"""The lifecycle node: the only code that knows rclpy."""

@@ -1,0 +1,41 @@
+"""Outputs of the node: trajectories, one topic a controller, and the provenance of each chunk."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.duration import Duration
+from rclpy.node import Node
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.ros.conversions import provenance_message, trajectory_message
+from pi05_ros.runtime.inference_loop import Delivery
+from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+from pi05_ros.transforms.robot_file import Robot
+
+
+class Commands:
+    """Publishes plans and remembers the last one."""
+
+    def __init__(self, node: Node, robot: Robot) -> None:
+        self._node = node
+        order = [joint.name for joint in robot.joints]
+        self._controllers = [(node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10), controller.joints,
+                              [order.index(name) for name in controller.joints]) for controller in robot.controllers]
+        self._provenance = node.create_publisher(DiagnosticArray, "~/provenance", 10)
+        self.last: JointTrajectoryPlan | None = None
+
+    def publish(self, plan: JointTrajectoryPlan) -> None:
+        for publisher, names, columns in self._controllers:
+            publisher.publish(trajectory_message(plan, names, columns))
+        self.last = plan
+
+    def publish_provenance(self, delivery: Delivery, published_ns: int, plan: JointTrajectoryPlan) -> None:
+        self._provenance.publish(provenance_message(delivery, published_ns, plan))
+
+    def destroy(self, timeout_s: float = 0.5) -> None:
+        """Wait until reliable subscribers have the last command, so that a hold outlives this process; then end."""
+        for publisher, _, _ in self._controllers:
+            publisher.wait_for_all_acked(Duration(seconds=timeout_s))
+            self._node.destroy_publisher(publisher)
+        self._node.destroy_publisher(self._provenance)
+        self._controllers = []

@@ -1,0 +1,131 @@
+"""ROS messages to the package's own types and back. No ROS node here, only messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from sensor_msgs.msg import Image, JointState
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from pi05_ros.errors import ObservationError
+from pi05_ros.ros import image_encodings
+from pi05_ros.runtime.chunking import JointMeasurement
+from pi05_ros.runtime.inference_loop import Delivery
+from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+
+ImageDecoder = Callable[[Image, str], np.ndarray]  # (message, camera) -> uint8 [h, w, 3] RGB
+
+
+def stamp_ns(stamp: Time) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def to_time(ns: int) -> Time:
+    return Time(sec=ns // 1_000_000_000, nanosec=ns % 1_000_000_000)
+
+
+def image_decoder() -> tuple[ImageDecoder, str]:
+    """cv_bridge where ROS provides it, otherwise our own few encodings; and the name of the one taken."""
+    try:
+        from cv_bridge import CvBridge, CvBridgeError
+    except ImportError:
+        return decode_plain, "built-in encodings (cv_bridge is not installed)"
+    bridge = CvBridge()
+
+    def decode(message: Image, camera: str) -> np.ndarray:
+        if message.encoding == "rgb8":  # no conversion needed: a view is cheaper
+            return decode_plain(message, camera)
+        image_encodings.check_size(message.data, message.height, message.width, message.step, 1, camera)
+        try:
+            return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
+        except CvBridgeError as error:
+            raise ObservationError(f"image '{camera}'", expected="an encoding that cv_bridge converts to rgb8",
+                                   received=f"'{message.encoding}': {error}", cause="encoding",
+                                   way_out="Have the driver publish rgb8 or bgr8.") from error
+
+    return decode, "cv_bridge"
+
+
+def decode_plain(message: Image, camera: str) -> np.ndarray:
+    return image_encodings.to_rgb(message.encoding, message.data, message.height, message.width, message.step, camera)
+
+
+class JointReader:
+    """JointState to the robot's joints by name; the message's order and its other joints do not matter."""
+
+    def __init__(self, joints: Sequence[str]) -> None:
+        self._joints = tuple(joints)
+        self._names: Sequence[str] = ()
+        self._index: list[int] = []
+
+    def read(self, message: JointState) -> JointMeasurement:
+        """Raises ObservationError for a missing joint, a wrong length, NaN or infinity."""
+        if message.name != self._names:
+            self._remember(message.name)
+        positions = self._pick(message.position, len(message.name), "position")
+        velocities = self._pick(message.velocity, len(message.name), "velocity") if message.velocity else None
+        return JointMeasurement(stamp_ns(message.header.stamp), positions, velocities)
+
+    def _remember(self, names: Sequence[str]) -> None:
+        missing = [joint for joint in self._joints if joint not in names]
+        if missing:
+            raise ObservationError("joint_states", expected="joints " + ", ".join(self._joints),
+                                   received="no " + ", ".join(missing), cause="missing joint",
+                                   way_out="Correct the joint names in the robot's YAML, or the publisher.")
+        self._names, self._index = list(names), [list(names).index(joint) for joint in self._joints]
+
+    def _pick(self, values: Sequence[float], length: int, what: str) -> np.ndarray:
+        array = np.asarray(values, np.float64)
+        if len(array) != length:
+            raise ObservationError(f"joint_states.{what}", expected=f"{length} numbers, one a name",
+                                   received=str(len(array)), way_out="Check the publisher.", cause="joint count")
+        picked = array[self._index]
+        if not np.isfinite(picked).all():
+            bad = [joint for joint, value in zip(self._joints, picked, strict=True) if not np.isfinite(value)]
+            raise ObservationError(f"joint_states.{what}", expected="finite numbers", cause="non-finite joint",
+                                   received="NaN or infinity at " + ", ".join(bad),
+                                   way_out="Check the robot's driver; nothing is commanded meanwhile.")
+        return picked
+
+
+def trajectory_message(plan: JointTrajectoryPlan, names: Sequence[str], columns: Sequence[int]) -> JointTrajectory:
+    """The plan's `columns`, as joints `names`."""
+    message = JointTrajectory(joint_names=list(names))
+    message.header.stamp = to_time(plan.stamp_ns)
+    for time_s, positions, velocities in zip(plan.times_s, plan.positions[:, columns], plan.velocities[:, columns],
+                                             strict=True):
+        point = JointTrajectoryPoint(positions=positions, velocities=velocities)
+        ns = int(round(time_s * 1e9))
+        point.time_from_start.sec, point.time_from_start.nanosec = ns // 1_000_000_000, ns % 1_000_000_000
+        message.points.append(point)
+    return message
+
+
+def provenance_message(delivery: Delivery, published_ns: int, plan: JointTrajectoryPlan) -> DiagnosticArray:
+    """What made a chunk, stamped like its trajectory."""
+    chunk = delivery.chunk
+    values = {
+        "prompt": chunk.prompt,
+        "denoising_steps": chunk.num_steps,
+        "seed": chunk.seed,
+        "chunk_index": chunk.chunk_index,
+        "epoch": delivery.epoch,
+        "guidance": "none" if chunk.guidance is None else chunk.guidance.jacobian,
+        "observation_stamp_ns": chunk.stamp_ns,
+        "inference_started_ns": delivery.started_ns,
+        "published_ns": published_ns,
+        "points": len(plan.times_s),
+        **{f"input_stamp_ns.{slot}": ns for slot, ns in delivery.input_stamps_ns.items()},
+        **{f"stage_ms.{stage}": f"{ms:.3f}" for stage, ms in chunk.stage_times_ms.items()},
+    }
+    message = DiagnosticArray(status=[status("pi05_policy: chunk", DiagnosticStatus.OK, "published", values)])
+    message.header.stamp = to_time(chunk.stamp_ns)
+    return message
+
+
+def status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(name=name, level=level, message=text, hardware_id="pi05_ros", values=pairs)

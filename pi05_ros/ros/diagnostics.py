@@ -1,0 +1,78 @@
+"""What the node says of itself: counts, ages and stage times on /diagnostics, and errors once per cause."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.node import Node
+
+from pi05_ros.errors import Pi05Error
+from pi05_ros.ros.conversions import status
+from pi05_ros.runtime.inference_loop import Delivery
+
+REPEAT_S = 5.0  # the same cause is logged again after so long
+
+
+class Diagnostics:
+    """Collects on the executor's thread; `publish` is called by a timer once a second."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._logged_ns: dict[str, int] = {}
+        self.refused: Counter[str] = Counter()
+        self._published: deque[int] = deque(maxlen=200)  # times of publication, ns
+        self.chunks = 0
+        self._last: Delivery | None = None
+        self._age_s = 0.0
+        self._problem = ""
+
+    def refuse(self, error: Pi05Error) -> None:
+        """Count an error and log it, at most once per cause in REPEAT_S."""
+        self.refused[error.cause] += 1
+        self._problem = str(error)
+        now = self._node.get_clock().now().nanoseconds
+        last = self._logged_ns.get(error.cause)
+        if last is None or not 0 <= now - last < REPEAT_S * 1e9:
+            self._logged_ns[error.cause] = now
+            self._node.get_logger().warning(f"{error} [{error.cause}, {self.refused[error.cause]} so far]")
+
+    def published(self, delivery: Delivery, now_ns: int) -> None:
+        """A trajectory went out."""
+        self.chunks += 1
+        self._published.append(now_ns)
+        self._last, self._age_s, self._problem = delivery, (now_ns - delivery.chunk.stamp_ns) * 1e-9, ""
+
+    def publish(self, state: str, held: bool, dropped: Mapping[str, int], settings: dict[str, object]) -> None:
+        now = self._node.get_clock().now()
+        active = state == "active"
+        level, text = DiagnosticStatus.OK, state
+        if active and (held or self._problem):
+            level, text = DiagnosticStatus.ERROR if held else DiagnosticStatus.WARN, self._problem or "held"
+        values: dict[str, object] = {
+            "state": state,
+            "held": held,
+            "chunks": self.chunks,
+            "rate_hz": f"{self._rate_hz(now.nanoseconds):.2f}",
+            "observation_age_s": f"{self._age_s:.4f}",
+            **settings,
+            **{f"dropped.{slot}": count for slot, count in sorted(dropped.items())},
+            **{f"refused.{cause}": count for cause, count in sorted(self.refused.items())},
+        }
+        if self._last is not None:
+            chunk = self._last.chunk
+            values["last_denoising_steps"] = chunk.num_steps
+            values |= {f"stage_ms.{stage}": f"{ms:.3f}" for stage, ms in chunk.stage_times_ms.items()}
+        message = DiagnosticArray(status=[status(f"{self._node.get_name()}: policy", level, text, values)])
+        message.header.stamp = now.to_msg()
+        self._publisher.publish(message)
+
+    def _rate_hz(self, now_ns: int, window_s: float = 5.0) -> float:
+        recent = [t for t in self._published if now_ns - t <= window_s * 1e9]
+        span_s = (recent[-1] - recent[0]) * 1e-9 if recent else 0.0
+        return (len(recent) - 1) / span_s if span_s > 0 else 0.0
+
+    def destroy(self) -> None:
+        self._node.destroy_publisher(self._publisher)

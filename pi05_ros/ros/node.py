@@ -1,0 +1,47 @@
+"""`ros2 run pi05_ros policy_node`: start the node, spin, and stop it so that the robot is at rest."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+
+import rclpy
+from rclpy.experimental import EventsExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from pi05_ros.ros.policy_node import PolicyNode
+
+SPIN_S = 0.1  # longest a signal waits
+
+
+def main(args: list[str] | None = None) -> int:
+    """SIGINT and SIGTERM deactivate (the robot is held), clean up and exit 0; further ones are ignored meanwhile."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    node = PolicyNode()
+    # Warnings (a prompt that is cut off, say) belong in the node's log, whichever thread they come from.
+    warnings.showwarning = lambda message, *rest: node.get_logger().warning(str(message))
+
+    def stop(number: int, frame: object) -> None:
+        node.stop_requested = True
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    sys.setswitchinterval(0.0005)  # callbacks wait less for the interpreter while the worker computes
+    executor = EventsExecutor()
+    executor.add_node(node)
+    try:
+        while not node.stop_requested:
+            executor.spin_once(timeout_sec=SPIN_S)
+        node.get_logger().info("stopping: bringing the robot to rest")
+        if node.state_label in ("unconfigured", "inactive", "active"):
+            node.trigger_shutdown()
+    finally:
+        executor.remove_node(node)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Every ROS parameter: declaration, limits, documentation. config/policy.yaml repeats names and defaults (tested)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from pi05_ros.runtime.chunking import CommandLimits
+from pi05_ros.runtime.inference_loop import LoopSettings
+from pi05_ros.runtime.mailbox import InputLimits
+from pi05_ros.runtime.policy import MAX_DENOISING_STEPS
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter; `low` and `high` bound numbers, `choices` bound words; `live` may change while running."""
+
+    name: str
+    default: Any
+    text: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    live: bool = False
+
+    def descriptor(self) -> ParameterDescriptor:
+        out = ParameterDescriptor(name=self.name, description=self.text, read_only=False)
+        if self.choices:
+            out.additional_constraints = "one of " + ", ".join(map(repr, self.choices))
+        if isinstance(self.default, float) and self.low is not None:
+            out.floating_point_range = [FloatingPointRange(from_value=self.low, to_value=self.high)]
+        elif isinstance(self.default, int) and self.low is not None and self.high is not None:
+            out.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)]
+        return out
+
+
+PARAMETERS = (
+    ParameterSpec("checkpoint", "", "Checkpoint directory (openpi or lerobot, safetensors); empty: the embedded "
+                  "tiny model."),
+    ParameterSpec("robot", "arm6", "Robot: a name from config/robots or the path of a YAML file."),
+    ParameterSpec("tokenizer", "", "SentencePiece model; empty: the one in the checkpoint's directory."),
+    ParameterSpec("backend", "eager", "Backend, or one a stage: vision=eager,prefix=eager,expert=eager."),
+    ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:<number>."),
+    ParameterSpec("dtype", "float32", "Precision of the weights.", choices=("float32", "bfloat16")),
+    ParameterSpec("rope_inv_freq", "float32", "bfloat16 reproduces openpi's PyTorch in bf16; float32 is truer to "
+                  "training.", choices=("float32", "bfloat16")),
+    ParameterSpec("action_horizon", 0, "Actions in a chunk; 0: as the checkpoint says.", 0, 1000),
+    ParameterSpec("prompt_format", "", "Form of the prompt, where the checkpoint cannot tell: pi05_padded_state for "
+                  "lerobot 0.4, pi0 for openpi models without the state in it; empty: as checkpoint and robot say.",
+                  choices=("", "pi05", "pi05_padded_state", "pi0", "pi0_joined")),
+    ParameterSpec("seed", 0, "Seed of the noise; the noise of a chunk is a function of (seed, chunk index).",
+                  0, 2**31 - 1),
+    ParameterSpec("absent_cameras", "", "Comma-separated cameras that this robot does not have (base, left_wrist, "
+                  "right_wrist); they are masked."),
+    ParameterSpec("reliable_images", False, "Subscribe to images reliably instead of best effort."),
+    ParameterSpec("prompt", "", "Instruction; ~/prompt sets it too. Empty: the robot's default.", live=True),
+    ParameterSpec("denoising_steps", 10, "Flow-matching steps of a chunk.", 1, MAX_DENOISING_STEPS, live=True),
+    ParameterSpec("execution_horizon", 0, "At least so many control periods [-] between the observations of two "
+                  "chunks; 0: no pause.", 0, 1000, live=True),
+    ParameterSpec("max_rate_hz", 0.0, "At most so many chunks a second [Hz]; 0: as fast as possible.", 0.0, 1000.0,
+                  live=True),
+    ParameterSpec("max_input_age_s", 0.5, "Oldest input that may be used [s].", 0.001, 60.0, live=True),
+    ParameterSpec("max_skew_s", 0.1, "Farthest the stamps of one set of inputs may lie apart [s].", 0.0, 60.0,
+                  live=True),
+    ParameterSpec("input_timeout_s", 1.0, "Silence of a required input after which the robot is held [s].", 0.05, 60.0,
+                  live=True),
+    ParameterSpec("max_committed_s", 1.0, "A trajectory ends at most this far ahead [s].", 0.1, 60.0, live=True),
+    ParameterSpec("stop_time_s", 0.2, "Time in which the robot is brought to rest [s].", 0.01, 10.0, live=True),
+)
+SPECS = {spec.name: spec for spec in PARAMETERS}
+
+
+def declare(node: Node) -> None:
+    """Declare all; a value given at start that is out of range raises with the reason."""
+    for spec in PARAMETERS:
+        node.declare_parameter(spec.name, spec.default, spec.descriptor())
+
+
+def value(node: Node, name: str) -> Any:
+    return node.get_parameter(name).value
+
+
+def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str, Any]) -> SetParametersResult:
+    """The one check for changes: fixed ones only while unconfigured, words among their choices, sums that make sense.
+
+    Types and ranges are checked by rclpy from the descriptors.
+    """
+    after = {**current, **{p.name: p.value for p in parameters}}
+    for parameter in parameters:
+        spec = SPECS.get(parameter.name)
+        if spec is None:  # use_sim_time and the like
+            continue
+        if configured and not spec.live:
+            return _no(f"{spec.name}: expected to change only while unconfigured, received a change while configured. "
+                       "Deactivate and clean up first.")
+        if spec.choices and parameter.value not in spec.choices:
+            choices = ", ".join(map(repr, spec.choices))
+            return _no(f"{spec.name}: expected one of {choices}, received '{parameter.value}'.")
+    if after["stop_time_s"] >= after["max_committed_s"]:
+        return _no(f"stop_time_s and max_committed_s: expected stop_time_s < max_committed_s, received "
+                   f"{after['stop_time_s']} and {after['max_committed_s']}. Braking is part of what is committed.")
+    return SetParametersResult(successful=True)
+
+
+def snapshot(node: Node) -> dict[str, Any]:
+    return {name: value(node, name) for name in SPECS}
+
+
+def loop_settings(values: dict[str, Any], default_prompt: str) -> LoopSettings:
+    return LoopSettings(
+        denoising_steps=values["denoising_steps"],
+        prompt=values["prompt"] or default_prompt,
+        execution_horizon=values["execution_horizon"],
+        max_rate_hz=values["max_rate_hz"],
+    )
+
+
+def input_limits(values: dict[str, Any]) -> InputLimits:
+    return InputLimits(values["max_input_age_s"], values["max_skew_s"])
+
+
+def command_limits(values: dict[str, Any]) -> CommandLimits:
+    return CommandLimits(values["max_committed_s"], values["stop_time_s"])
+
+
+def _no(reason: str) -> SetParametersResult:
+    return SetParametersResult(successful=False, reason=reason)

@@ -1,0 +1,285 @@
+"""The lifecycle node `pi05_policy`: wires inputs, worker and outputs together, and keeps the robot safe.
+
+Threads: the worker's thread computes and leaves finished chunks in an outbox; all else here runs on the executor's
+thread. Chunks are planned and published there, where activations end too, so that nothing of an old activation can
+follow its hold.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.parameter import Parameter
+from std_srvs.srv import Trigger
+
+from pi05_ros.errors import ConfigError, ObservationError, Pi05Error, WorkerError
+from pi05_ros.ros import parameters
+from pi05_ros.ros.commands import Commands
+from pi05_ros.ros.conversions import image_decoder
+from pi05_ros.ros.diagnostics import Diagnostics
+from pi05_ros.ros.subscriptions import TOPICS, Subscriptions, assembler
+from pi05_ros.ros.supervised_node import SupervisedNode
+from pi05_ros.runtime.chunking import JointLimits, JointMeasurement, plan_chunk, plan_hold
+from pi05_ros.runtime.inference_loop import Delivery, InferenceLoop
+from pi05_ros.runtime.mailbox import Mailbox, age_s
+from pi05_ros.runtime.policy import Policy
+from pi05_ros.runtime.worker import Worker
+from pi05_ros.transforms.robot_file import Robot
+from pi05_ros.transforms.robot_loader import load_robot
+
+WATCHDOG_PERIOD_S = 0.05
+STOP_WORKER_S = 30.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What exists between configure and cleanup."""
+
+    policy: Policy
+    limits: JointLimits
+    worker: Worker
+    mailbox: Mailbox
+    loop: InferenceLoop
+    commands: Commands
+
+
+class PolicyNode(SupervisedNode):
+    """README ("On a robot") lists its topics and parameters.
+
+    Args:
+        load_policy: makes the policy, on the worker's thread; `Policy.load` unless a test says otherwise.
+    """
+
+    def __init__(self, load_policy: Callable[..., Policy] = Policy.load, **kwargs: Any) -> None:
+        super().__init__("pi05_policy", **kwargs)
+        self._load_policy = load_policy
+        self.stop_requested = False
+        self.parts: Parts | None = None
+        self._undo_configure = ExitStack()
+        self._outbox: deque[Delivery | tuple[int, Exception]] = deque()
+        self._epoch: int | None = None  # of the running activation
+        self._held = False
+        self._activated_ns = 0
+        parameters.declare(self)
+        self._values = parameters.snapshot(self)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._take_parameters)
+        self.diagnostics = Diagnostics(self)
+        self.create_timer(WATCHDOG_PERIOD_S, self._watch)
+        self.create_timer(1.0, self._diagnose)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+
+    # ------------------------------------------------------------------ lifecycle
+
+    def configure(self) -> None:
+        values = self._values = parameters.snapshot(self)
+        robot = without_cameras(load_robot(values["robot"]), values["absent_cameras"])
+        limits = JointLimits(robot)
+        with ExitStack() as undo:  # undoes what was made if a later step fails
+            worker = Worker()
+            undo.callback(self._stop_worker, worker)
+            policy = self._wait(worker.call(lambda: self._load(robot, values)))
+            decode, decoder = image_decoder()
+            required = tuple(camera for camera, spec in robot.cameras.items() if spec.required)
+            optional = tuple(camera for camera in robot.cameras if camera not in required)
+            mailbox = Mailbox(required, optional, worker.wake, parameters.input_limits(values))
+            loop = InferenceLoop(policy, mailbox, assembler(decode), lambda: parameters.loop_settings(
+                self._values, robot.default_prompt), self._now_ns, self._hand_over, self._hand_over)
+            undo.callback(worker.call, loop.forget_policy)
+            commands = Commands(self, robot)
+            undo.callback(commands.destroy)
+            inputs = Subscriptions(self, robot, (*required, *optional), mailbox, values["reliable_images"],
+                                   self.diagnostics.refuse, self._on_prompt)
+            undo.callback(inputs.destroy)
+            worker.repeat(loop.due, loop.step)
+            self.parts = Parts(policy, limits, worker, mailbox, loop, commands)
+            self._undo_configure = undo.pop_all()
+        self.get_logger().info(f"configured: robot '{robot.name}', {policy.summary()}, images by {decoder}")
+
+    def activate(self) -> None:
+        assert self.parts is not None
+        if not self.parts.worker.alive:
+            raise WorkerError("worker", expected="to be running", received="a thread that ended",
+                              way_out="Clean up and configure again.")
+        self._open_gate(self.parts)
+
+    def deactivate(self) -> None:
+        if self.parts is None or self._epoch is None:
+            return
+        self.parts.loop.close()
+        self._epoch = None
+        self._hold(self.parts, "deactivated")
+
+    def teardown(self) -> None:
+        """Take the topics away, free the model on its thread, end the thread."""
+        self._epoch = self.parts = None
+        self._undo_configure.close()
+        self._outbox.clear()
+
+    def _open_gate(self, parts: Parts) -> None:
+        self._epoch, self._held, self._activated_ns = parts.loop.open(), False, self._now_ns()
+        parts.worker.wake()
+
+    def _stop_worker(self, worker: Worker) -> None:
+        if not worker.stop(STOP_WORKER_S):
+            self.get_logger().error(f"worker: expected to end within {STOP_WORKER_S} s, received no sign of it. It "
+                                    "still holds its memory; restart the process.")
+
+    def _wait(self, future: Future[Policy]) -> Policy:
+        """The result of loading; a request to stop ends the waiting."""
+        while True:
+            try:
+                return future.result(timeout=0.2)
+            except NotYet:
+                if self.stop_requested:
+                    raise WorkerError("configure", expected="time to load", received="a request to stop",
+                                      way_out="Start again.") from None
+
+    # ------------------------------------------------------------------ worker's thread
+
+    def _load(self, robot: Robot, values: dict[str, Any]) -> Policy:
+        reached = [0]
+
+        def on_progress(done: int, total: int) -> None:
+            if 10 * done // total > reached[0]:
+                reached[0] = 10 * done // total
+                self.get_logger().info(f"loading weights: {10 * reached[0]} %")
+
+        return self._load_policy(
+            checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],
+            device=values["device"], dtype=values["dtype"], seed=values["seed"], tokenizer=values["tokenizer"] or None,
+            action_horizon=values["action_horizon"] or None, rope_inv_freq=values["rope_inv_freq"],
+            prompt_format=values["prompt_format"] or None, on_progress=on_progress)
+
+    def _hand_over(self, item: Delivery | tuple[int, Exception]) -> None:
+        self._outbox.append(item)
+        if self.executor is not None:  # a task, because EventsExecutor knows no guard conditions
+            self.executor.create_task(self._empty_outbox)
+
+    # ------------------------------------------------------------------ executor's thread
+
+    def _empty_outbox(self) -> None:
+        while self._outbox:
+            item = self._outbox.popleft()
+            epoch = item.epoch if isinstance(item, Delivery) else item[0]
+            if self.parts is None or epoch != self._epoch:
+                continue  # of an activation that has ended: its hold is out, nothing may follow
+            try:
+                if isinstance(item, Delivery):
+                    self._publish(self.parts, item)
+                else:
+                    self._on_failure(item[1])
+            except ObservationError as error:
+                self.diagnostics.refuse(error)
+            except Exception:  # the executor must live; what broke is in the log and the robot is held
+                self.get_logger().error(f"publishing failed:\n{traceback.format_exc()}")
+                self._hold(self.parts, "publishing failed")
+
+    def _publish(self, parts: Parts, delivery: Delivery) -> None:
+        now_ns = self._now_ns()
+        causes = parts.mailbox.missing(now_ns, self._values["input_timeout_s"])
+        measured = self._measured(parts, now_ns)
+        if measured is None or causes:  # the inputs fell silent while the worker was busy
+            raise ObservationError("chunk", expected="inputs that still arrive when it is published",
+                                   received=", ".join(f"{slot}: {why}" for slot, why in causes.items()) or "old joints",
+                                   way_out="Check the inputs named.", cause="silent at publication")
+        plan = plan_chunk(delivery.chunk, parts.limits, measured, now_ns, parameters.command_limits(self._values))
+        parts.commands.publish(plan)
+        parts.commands.publish_provenance(delivery, now_ns, plan)
+        self._held = False
+        self.diagnostics.published(delivery, now_ns)
+
+    def _on_failure(self, error: Exception) -> None:
+        if isinstance(error, ObservationError):
+            self.diagnostics.refuse(error)
+            return
+        notes = "\n".join(getattr(error, "__notes__", []))
+        self.get_logger().error(f"inference failed: {error}\n{notes}\nThe robot is held and the node deactivated; "
+                                "activate to try again, or clean up and configure.")
+        self.diagnostics.refuse(error if isinstance(error, Pi05Error) else WorkerError(
+            "inference", expected="a chunk", received=f"{type(error).__name__}: {error}", cause="inference failed",
+            way_out="See the log; activate to try again, or clean up and configure."))
+        self.trigger_deactivate()
+
+    def _watch(self) -> None:
+        """Hold the robot when a required input falls silent or cannot be used."""
+        now_ns, timeout = self._now_ns(), self._values["input_timeout_s"]
+        if self.parts is None or self._epoch is None or now_ns - self._activated_ns < timeout * 1e9:
+            return
+        causes = self.parts.mailbox.missing(now_ns, timeout)
+        for slot, cause in causes.items():
+            self.diagnostics.refuse(ObservationError(
+                f"~/{TOPICS.get(slot, 'joint_states')}", expected=f"a usable message at least every {timeout} s",
+                received=cause, cause=f"unusable {slot}", way_out=
+                "Check the publisher, its clock and QoS, and the remapping; the robot is held meanwhile."))
+        if causes and not self._held:
+            self._hold(self.parts, "inputs are silent")
+
+    def _hold(self, parts: Parts, why: str) -> None:
+        """Bring the robot to rest where it is. Nothing is published if nothing that we commanded is still running."""
+        self._held = True
+        latest, now_ns, running = parts.mailbox.latest(Mailbox.STATE), self._now_ns(), parts.commands.last
+        if running is None or running.end_ns <= now_ns:
+            return
+        # Old joints are better than none here: the running trajectory says where the robot should be by now.
+        measured = latest.value if latest is not None else JointMeasurement(now_ns, running.at(now_ns)[0])
+        parts.commands.publish(plan_hold(running, measured, now_ns, parts.limits, self._values["stop_time_s"]))
+        self.get_logger().info(f"hold: {why}")
+
+    def _measured(self, parts: Parts, now_ns: int) -> JointMeasurement | None:
+        """The joints as measured last, unless that was too long ago."""
+        latest = parts.mailbox.latest(Mailbox.STATE)
+        fresh = latest is not None and age_s(latest, now_ns) <= self._values["max_input_age_s"]
+        return latest.value if latest is not None and fresh else None
+
+    def _diagnose(self) -> None:
+        dropped = self.parts.mailbox.dropped if self.parts is not None else {}
+        shown = {name: self._values[name] for name in ("denoising_steps", "execution_horizon", "prompt")}
+        self.diagnostics.publish(self.state_label, self._held, dropped, shown)
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    # ------------------------------------------------------------------ parameters, prompt, reset
+
+    def _check_parameters(self, changed: list[Parameter]) -> SetParametersResult:
+        return parameters.refuse(changed, configured=self.parts is not None, current=self._values)
+
+    def _take_parameters(self, changed: list[Parameter]) -> None:
+        known = {p.name: p.value for p in changed if p.name in parameters.SPECS}
+        self._values = {**self._values, **known}  # replaced whole: the worker reads one version
+        if self.parts is not None:
+            self.parts.mailbox.limits = parameters.input_limits(self._values)
+            self.parts.worker.wake()
+
+    def _on_prompt(self, text: str) -> None:
+        self.set_parameters([Parameter("prompt", value=text)])
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Hold, forget inputs, chunk counter and the chunk in the making; go on from the next complete set."""
+        if self.parts is None or self._epoch is None:
+            response.success, response.message = False, f"expected state active, received {self.state_label}"
+            return response
+        self._hold(self.parts, "reset")
+        self._open_gate(self.parts)
+        response.success, response.message = True, "waiting for the next complete set of inputs"
+        return response
+
+
+def without_cameras(robot: Robot, absent: str) -> Robot:
+    """The robot less the cameras that the user says it does not have (comma-separated topic words: base, ...)."""
+    short = {topic.removesuffix("_image"): camera for camera, topic in TOPICS.items()}
+    names = {name.strip() for name in absent.split(",") if name.strip()}
+    if unknown := names - set(short):
+        raise ConfigError("absent_cameras", expected="names among " + ", ".join(short),
+                          received=", ".join(sorted(unknown)), way_out="Correct the parameter.")
+    gone = {short[name] for name in names}
+    return replace(robot, cameras={camera: spec for camera, spec in robot.cameras.items() if camera not in gone})

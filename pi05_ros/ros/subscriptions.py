@@ -1,0 +1,75 @@
+"""Inputs of the node: topics to mailbox. Callbacks only store; decoding happens on the worker's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+
+from pi05_ros.errors import ObservationError
+from pi05_ros.ros.conversions import ImageDecoder, JointReader, stamp_ns
+from pi05_ros.runtime.chunking import JointMeasurement
+from pi05_ros.runtime.mailbox import Mailbox, Stamped
+from pi05_ros.schema import CAMERAS, Observation
+from pi05_ros.transforms.robot_file import Robot
+
+TOPICS = dict(zip(CAMERAS, ("base_image", "left_wrist_image", "right_wrist_image"), strict=True))
+
+
+class Subscriptions:
+    """Subscribes while it exists; `destroy` ends it.
+
+    Args:
+        cameras: the cameras of `schema.CAMERAS` to listen to.
+        report: takes an ObservationError for a message that was refused.
+        on_prompt: takes the text of ~/prompt.
+    """
+
+    def __init__(self, node: Node, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox, reliable: bool,
+                 report: Callable[[ObservationError], None], on_prompt: Callable[[str], None]) -> None:
+        self._node, self._mailbox, self._report, self._on_prompt = node, mailbox, report, on_prompt
+        self._joints = JointReader([joint.name for joint in robot.joints])
+        images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
+                            else ReliabilityPolicy.BEST_EFFORT)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._all = [node.create_subscription(Image, f"~/{TOPICS[camera]}", self._image_callback(camera), images)
+                     for camera in cameras]
+        self._all.append(node.create_subscription(JointState, "~/joint_states", self._on_joints,
+                                                  qos_profile_sensor_data))
+        self._all.append(node.create_subscription(String, "~/prompt", self._on_text, latched))
+
+    def destroy(self) -> None:
+        for subscription in self._all:
+            self._node.destroy_subscription(subscription)
+        self._all.clear()
+
+    def _image_callback(self, camera: str) -> Callable[[Image], None]:
+        return lambda message: self._mailbox.put(camera, message, stamp_ns(message.header.stamp))
+
+    def _on_text(self, message: String) -> None:
+        self._on_prompt(message.data)
+
+    def _on_joints(self, message: JointState) -> None:
+        try:
+            measured = self._joints.read(message)
+        except ObservationError as error:
+            self._report(error)
+        else:
+            self._mailbox.put(Mailbox.STATE, measured, measured.stamp_ns)
+
+
+def assembler(decode: ImageDecoder) -> Callable[[Mapping[str, Stamped], str], Observation]:
+    """A set of messages and a prompt to an Observation stamped by its newest camera (or, without one, its joints)."""
+
+    def assemble(taken: Mapping[str, Stamped], prompt: str) -> Observation:
+        state: JointMeasurement = taken[Mailbox.STATE].value
+        cameras = {slot: stamped for slot, stamped in taken.items() if slot != Mailbox.STATE}
+        images = {camera: decode(stamped.value, camera) for camera, stamped in cameras.items()}
+        stamp = max((stamped.stamp_ns for stamped in cameras.values()), default=state.stamp_ns)
+        return Observation(images, state.positions.astype(np.float32), prompt, stamp)
+
+    return assemble

@@ -1,0 +1,22 @@
+"""config/policy.yaml is the documentation of the parameters: it must list exactly those there are."""
+
+import yaml
+
+from pi05_ros.config import share_directory
+from pi05_ros.ros.parameters import PARAMETERS
+
+
+def test_the_parameter_file_has_every_parameter_with_its_default():
+    text = (share_directory() / "config" / "policy.yaml").read_text()
+    listed = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert listed == {spec.name: spec.default for spec in PARAMETERS}
+    for spec in PARAMETERS:
+        line = next(line for line in text.splitlines() if line.strip().startswith(spec.name + ":"))
+        assert ("live" in line) == spec.live, line
+
+
+def test_every_parameter_has_a_description_and_numbers_have_a_range():
+    for spec in PARAMETERS:
+        assert len(spec.text) > 10
+        if isinstance(spec.default, int | float) and not isinstance(spec.default, bool):
+            assert spec.low is not None and spec.low <= spec.default <= spec.high
