@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy, measured the same way for every backend."""

@@ -1,0 +1,46 @@
+"""Options that every verb spells the same way."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pi05_ros.model.weights import WeightSource
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, where, in which precision."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint directory or file")
+    group.add_argument("--size", choices=("tiny", "full"), default="tiny",
+                       help="without --checkpoint: size of the model with weights by recipe (default: tiny)")
+    group.add_argument("--backend", default="eager", metavar="NAME",
+                       help="one name, or vision=...,prefix=...,expert=... (default: eager)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> (default: auto)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    group.add_argument("--horizon", type=int, metavar="H", help="actions in a chunk (default: as the model says)")
+    group.add_argument("--seed", type=int, default=0)
+
+
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """The shape of one inference."""
+    group = parser.add_argument_group("shape")
+    group.add_argument("--cameras", type=int, default=3, metavar="N", help="cameras that are there (default: 3)")
+    group.add_argument("--tokens", type=int, metavar="L", help="valid prompt tokens (default: all slots)")
+    group.add_argument("--steps", type=int, default=10, metavar="N", help="denoising steps (default: 10)")
+
+
+def weight_source(args: argparse.Namespace) -> WeightSource:
+    """The checkpoint, or the recipe at the size asked for."""
+    from dataclasses import replace
+
+    from pi05_ros.config import Pi05Config, tiny_config
+    from pi05_ros.model.checkpoint import open_checkpoint
+    from pi05_ros.model.recipe import RecipeSource
+
+    if args.checkpoint:
+        return open_checkpoint(args.checkpoint, action_horizon=args.horizon)
+    config = tiny_config() if args.size == "tiny" else Pi05Config()
+    return RecipeSource(replace(config, action_horizon=args.horizon) if args.horizon else config, args.seed)

@@ -1,0 +1,48 @@
+"""Joints that follow trajectories perfectly, with the manners of Jazzy's joint_trajectory_controller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pi05_ros.runtime.trajectory import JointTrajectoryPlan, hermite
+
+
+class JointIntegrator:
+    """J joints. A trajectory that arrives replaces the one before; until its first point the joints move there from
+    where they are; after its last they hold. One whose points have all passed is refused.
+
+    Args:
+        positions: float64 [J], rad or m.
+    """
+
+    def __init__(self, positions: Sequence[float]) -> None:
+        self._start_ns = 0
+        self._start = np.array(positions, np.float64), np.zeros(len(positions))
+        self._plan: JointTrajectoryPlan | None = None
+        self.refused = 0
+
+    def execute(self, plan: JointTrajectoryPlan, now_ns: int) -> bool:
+        """Take over a trajectory; False if it is refused: all past, not finite, or not at rest at its end."""
+        finite = np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()
+        increasing = (np.diff(plan.times_s) > 0).all()
+        if plan.end_ns <= now_ns or not finite or not increasing or (plan.velocities[-1] != 0).any():
+            self.refused += 1
+            return False
+        self._start, self._start_ns = self.at(now_ns), now_ns
+        ahead = plan.times_s > (now_ns - plan.stamp_ns) * 1e-9
+        self._plan = JointTrajectoryPlan(plan.stamp_ns, plan.times_s[ahead], plan.positions[ahead],
+                                         plan.velocities[ahead])
+        return True
+
+    def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and velocities [J]."""
+        plan = self._plan
+        if plan is None:
+            return self._start
+        elapsed = (time_ns - self._start_ns) * 1e-9
+        to_first = plan.times_s[0] - (self._start_ns - plan.stamp_ns) * 1e-9
+        if elapsed < to_first:
+            return hermite(max(elapsed, 0.0), to_first, *self._start, plan.positions[0], plan.velocities[0])
+        return plan.at(time_ns)

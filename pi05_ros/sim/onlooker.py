@@ -1,0 +1,91 @@
+"""Watches a run from outside, as a user's tools would: trajectories, joints and diagnostics off the wire."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rich.table import Table
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.transforms.robot_file import Robot
+
+
+class Onlooker(Node):
+    """Counts and checks every trajectory; keeps the last diagnostics."""
+
+    def __init__(self, robot: Robot, policy: str = "/pi05_policy", **kwargs) -> None:
+        super().__init__("pi05_onlooker", **kwargs)
+        self._bounds = {j.name: (j.lower, j.upper, j.max_velocity) for j in robot.joints}
+        self._ages_s: deque[float] = deque(maxlen=10_000)
+        self._arrivals: list[float] = []
+        self._violations: list[str] = []
+        self._diagnostics: dict[str, str] = {}
+        self._low = np.full(len(robot.joints), np.inf)
+        self._high = -self._low
+        for controller in robot.controllers:
+            callback = partial(self._on_trajectory, counted=controller is robot.controllers[0])
+            self.create_subscription(JointTrajectory, f"{policy}/{controller.topic}", callback, 10)
+        self.create_subscription(JointState, f"{policy}/joint_states", self._on_joints, qos_profile_sensor_data)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+
+    def _on_trajectory(self, message: JointTrajectory, counted: bool) -> None:
+        now = self.get_clock().now().nanoseconds
+        stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+        if counted:
+            self._arrivals.append(now * 1e-9)
+            self._ages_s.append((now - stamp) * 1e-9)
+        positions = np.array([point.positions for point in message.points])
+        velocities = np.array([point.velocities for point in message.points])
+        lower, upper, speed = np.array([self._bounds[name] for name in message.joint_names]).T
+        if not (np.isfinite(positions).all() and np.isfinite(velocities).all()):
+            self._violations.append("a trajectory has NaN or infinite numbers")
+        elif (positions < lower - 1e-6).any() or (positions > upper + 1e-6).any():
+            self._violations.append("a trajectory leaves the position limits")
+        elif (np.abs(velocities) > speed + 1e-6).any():
+            self._violations.append("a trajectory exceeds the velocity limits")
+        elif (velocities[-1] != 0).any():
+            self._violations.append("a trajectory does not end at rest")
+
+    def _on_joints(self, message: JointState) -> None:
+        self._low, self._high = np.minimum(self._low, message.position), np.maximum(self._high, message.position)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.endswith(": policy"):
+                self._diagnostics = {pair.key: pair.value for pair in status.values}
+                self._diagnostics["message"] = status.message
+
+    def problems(self) -> list[str]:
+        """Why this run was not good; empty if it was."""
+        found = sorted(set(self._violations))
+        if len(self._arrivals) < 2:
+            found.append(f"expected a stream of trajectories, received {len(self._arrivals)}")
+        elif not (self._high - self._low > 1e-3).any():
+            found.append("trajectories came but no joint moved")
+        return found
+
+    def summary(self) -> dict[str, object]:
+        ages, times = np.array(self._ages_s) * 1e3, self._arrivals
+        span = times[-1] - times[0] if len(times) > 1 else 0.0
+        kept = {k: v for k, v in self._diagnostics.items() if k.startswith(("stage_ms.", "dropped.", "refused."))}
+        return {
+            "trajectories": len(times),
+            "rate_hz": round((len(times) - 1) / span, 2) if span else 0.0,
+            "observation_to_command_ms_median": round(float(np.median(ages)), 1) if len(ages) else None,
+            "observation_to_command_ms_p99": round(float(np.percentile(ages, 99)), 1) if len(ages) else None,
+            "largest_joint_travel": round(float((self._high - self._low).max()), 3) if len(times) else 0.0,
+            **kept,
+        }
+
+    def live_table(self) -> Table:
+        out = Table("what", "value", title="pi05 demo", title_justify="left")
+        for key, value in {"state": self._diagnostics.get("state", "..."),
+                           "says": self._diagnostics.get("message", "..."), **self.summary()}.items():
+            out.add_row(key, str(value))
+        return out
