@@ -7,6 +7,7 @@ follow its hold.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -146,12 +147,13 @@ class PolicyNode(SupervisedNode):
     # ------------------------------------------------------------------ worker's thread
 
     def _load(self, robot: Robot, values: dict[str, Any]) -> Policy:
-        reached = [0]
+        said_s = time.monotonic()
 
         def on_progress(done: int, total: int) -> None:
-            if 10 * done // total > reached[0]:
-                reached[0] = 10 * done // total
-                self.get_logger().info(f"loading weights: {10 * reached[0]} %")
+            nonlocal said_s
+            if time.monotonic() - said_s > 2.0:
+                said_s = time.monotonic()
+                self.get_logger().info(f"loading weights: {100 * done // total} %")
 
         return self._load_policy(
             checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],

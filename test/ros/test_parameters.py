@@ -1,5 +1,7 @@
 """config/policy.yaml is the documentation of the parameters: it must list exactly those there are."""
 
+from pathlib import Path
+
 import yaml
 
 from pi05_ros.config import share_directory
@@ -20,3 +22,14 @@ def test_every_parameter_has_a_description_and_numbers_have_a_range():
         assert len(spec.text) > 10
         if isinstance(spec.default, int | float) and not isinstance(spec.default, bool):
             assert spec.low is not None and spec.low <= spec.default <= spec.high
+
+
+def test_the_readme_lists_every_parameter_with_its_default():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for spec in PARAMETERS:
+        row = next((line for line in readme.splitlines() if line.startswith(f"| `{spec.name}` |")), None)
+        assert row is not None, spec.name
+        default, live = row.split("|")[2].strip(), row.split("|")[4].strip()
+        assert default in (f"`{spec.default}`", str(spec.default).lower(), '`""`' if spec.default == "" else "",
+                           f"{spec.default:g}" if isinstance(spec.default, float) else ""), row
+        assert (live == "live") == spec.live, row
