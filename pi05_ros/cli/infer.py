@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pi05_ros.cli.options import add_model_options
 from pi05_ros.cli.report import Report, console, progress, table
 from pi05_ros.errors import ConfigError
 
@@ -15,7 +16,7 @@ HELP = "one observation in, one chunk of actions out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint directory (default: the embedded tiny model)")
+    add_model_options(parser)
     parser.add_argument("--robot", default="arm6", help="robot name or YAML file (default: arm6)")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model, if the checkpoint has none")
     parser.add_argument("--image", action="append", default=[], metavar="CAMERA=FILE",
@@ -23,10 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", help="comma-separated joint positions (default: middle of the limits)")
     parser.add_argument("--prompt", default="pick up the red block")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: 10)")
-    parser.add_argument("--backend", default="eager")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -35,7 +32,7 @@ def run(args: argparse.Namespace) -> Report:
 
     with progress("loading weights") as update:
         policy = Policy.load(args.checkpoint, args.robot, args.backend, args.device, args.dtype, args.seed,
-                             args.tokenizer, on_progress=update)
+                             args.tokenizer, args.horizon, size=args.size, on_progress=update)
     robot = policy.robot
     images, rng = read_images(args.image), np.random.default_rng(args.seed)
     for camera in robot.cameras:

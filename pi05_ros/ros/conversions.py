@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.errors import ObservationError
@@ -15,8 +15,9 @@ from pi05_ros.ros import image_encodings
 from pi05_ros.runtime.chunking import JointMeasurement
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+from pi05_ros.transforms.images import decompress
 
-ImageDecoder = Callable[[Image, str], np.ndarray]  # (message, camera) -> uint8 [h, w, 3] RGB
+ImageDecoder = Callable[[Image | CompressedImage, str], np.ndarray]  # (message, camera) -> uint8 [h, w, 3] RGB
 
 
 def stamp_ns(stamp: Time) -> int:
@@ -28,15 +29,18 @@ def to_time(ns: int) -> Time:
 
 
 def image_decoder() -> tuple[ImageDecoder, str]:
-    """cv_bridge where ROS provides it, otherwise our own few encodings; and the name of the one taken."""
+    """cv_bridge where ROS provides it, otherwise our own few encodings; and the name of the one taken.
+
+    Compressed images are decoded by Pillow either way.
+    """
     try:
         from cv_bridge import CvBridge, CvBridgeError
     except ImportError:
         return decode_plain, "built-in encodings (cv_bridge is not installed)"
     bridge = CvBridge()
 
-    def decode(message: Image, camera: str) -> np.ndarray:
-        if message.encoding == "rgb8":  # no conversion needed: a view is cheaper
+    def decode(message: Image | CompressedImage, camera: str) -> np.ndarray:
+        if isinstance(message, CompressedImage) or message.encoding == "rgb8":  # for rgb8 a view is cheaper
             return decode_plain(message, camera)
         image_encodings.check_size(message.data, message.height, message.width, message.step, 1, camera)
         try:
@@ -49,7 +53,9 @@ def image_decoder() -> tuple[ImageDecoder, str]:
     return decode, "cv_bridge"
 
 
-def decode_plain(message: Image, camera: str) -> np.ndarray:
+def decode_plain(message: Image | CompressedImage, camera: str) -> np.ndarray:
+    if isinstance(message, CompressedImage):
+        return decompress(message.data, message.format, camera)
     return image_encodings.to_rgb(message.encoding, message.data, message.height, message.width, message.step, camera)
 
 

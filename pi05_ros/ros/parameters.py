@@ -42,6 +42,8 @@ class ParameterSpec:
 PARAMETERS = (
     ParameterSpec("checkpoint", "", "Checkpoint directory (openpi or lerobot, safetensors); empty: the embedded "
                   "tiny model."),
+    ParameterSpec("size", "tiny", "Without a checkpoint: size of the embedded model with random weights.",
+                  choices=("tiny", "full")),
     ParameterSpec("robot", "arm6", "Robot: a name from config/robots or the path of a YAML file."),
     ParameterSpec("tokenizer", "", "SentencePiece model; empty: the one in the checkpoint's directory."),
     ParameterSpec("backend", "eager", "Backend, or one a stage: vision=eager,prefix=eager,expert=eager."),
@@ -58,6 +60,7 @@ PARAMETERS = (
     ParameterSpec("absent_cameras", "", "Comma-separated cameras that this robot does not have (base, left_wrist, "
                   "right_wrist); they are masked."),
     ParameterSpec("reliable_images", False, "Subscribe to images reliably instead of best effort."),
+    ParameterSpec("compressed_images", False, "Subscribe to sensor_msgs/CompressedImage on <image topic>/compressed."),
     ParameterSpec("prompt", "", "Instruction; ~/prompt sets it too. Empty: the robot's default.", live=True),
     ParameterSpec("denoising_steps", 10, "Flow-matching steps of a chunk.", 1, MAX_DENOISING_STEPS, live=True),
     ParameterSpec("execution_horizon", 0, "At least so many control periods [-] between the observations of two "

@@ -98,7 +98,7 @@ class PolicyNode(SupervisedNode):
             commands = Commands(self, robot)
             undo.callback(commands.destroy)
             inputs = Subscriptions(self, robot, (*required, *optional), mailbox, values["reliable_images"],
-                                   self.diagnostics.refuse, self._on_prompt)
+                                   values["compressed_images"], self.diagnostics.refuse, self._on_prompt)
             undo.callback(inputs.destroy)
             worker.repeat(loop.due, loop.step)
             self.parts = Parts(policy, limits, worker, mailbox, loop, commands)
@@ -159,7 +159,7 @@ class PolicyNode(SupervisedNode):
             checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],
             device=values["device"], dtype=values["dtype"], seed=values["seed"], tokenizer=values["tokenizer"] or None,
             action_horizon=values["action_horizon"] or None, rope_inv_freq=values["rope_inv_freq"],
-            prompt_format=values["prompt_format"] or None, on_progress=on_progress)
+            prompt_format=values["prompt_format"] or None, size=values["size"], on_progress=on_progress)
 
     def _hand_over(self, item: Delivery | tuple[int, Exception]) -> None:
         self._outbox.append(item)

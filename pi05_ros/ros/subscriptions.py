@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from pi05_ros.errors import ObservationError
@@ -25,18 +25,21 @@ class Subscriptions:
 
     Args:
         cameras: the cameras of `schema.CAMERAS` to listen to.
+        compressed: to CompressedImage on `<topic>/compressed`, as image_transport names it.
         report: takes an ObservationError for a message that was refused.
         on_prompt: takes the text of ~/prompt.
     """
 
     def __init__(self, node: Node, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox, reliable: bool,
-                 report: Callable[[ObservationError], None], on_prompt: Callable[[str], None]) -> None:
+                 compressed: bool, report: Callable[[ObservationError], None],
+                 on_prompt: Callable[[str], None]) -> None:
         self._node, self._mailbox, self._report, self._on_prompt = node, mailbox, report, on_prompt
         self._joints = JointReader([joint.name for joint in robot.joints])
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._all = [node.create_subscription(Image, f"~/{TOPICS[camera]}", self._image_callback(camera), images)
+        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
+        self._all = [node.create_subscription(kind, f"~/{TOPICS[camera]}{suffix}", self._image_callback(camera), images)
                      for camera in cameras]
         self._all.append(node.create_subscription(JointState, "~/joint_states", self._on_joints,
                                                   qos_profile_sensor_data))
@@ -47,7 +50,7 @@ class Subscriptions:
             self._node.destroy_subscription(subscription)
         self._all.clear()
 
-    def _image_callback(self, camera: str) -> Callable[[Image], None]:
+    def _image_callback(self, camera: str) -> Callable[[Image | CompressedImage], None]:
         return lambda message: self._mailbox.put(camera, message, stamp_ns(message.header.stamp))
 
     def _on_text(self, message: String) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from pi05_ros.transforms.robot_loader import load_robot
 from pi05_ros.transforms.tiny_tokenizer import tiny_tokenizer
 
 MAX_DENOISING_STEPS = 50
+SIZES: dict[str, Callable[..., Pi05Config]] = {"tiny": tiny_config, "full": Pi05Config}
 
 
 class Policy:
@@ -51,8 +53,12 @@ class Policy:
     def load(cls, checkpoint: str | Path | None = None, robot: str | Robot = "arm6", backend: str = "eager",
              device: str = "cpu", dtype: str = "float32", seed: int = 0, tokenizer: str | Path | None = None,
              action_horizon: int | None = None, rope_inv_freq: str = "float32",
-             prompt_format: PromptFormat | None = None, on_progress: Progress | None = None) -> Policy:
-        """Load a checkpoint directory (openpi or lerobot), or without one the embedded tiny pi0.5.
+             prompt_format: PromptFormat | None = None, size: str = "tiny",
+             on_progress: Progress | None = None) -> Policy:
+        """Load a checkpoint directory (openpi or lerobot), or without one the embedded model with random weights.
+
+        `size` of the embedded one: `tiny`, or `full` to measure with the real shapes. README has the other arguments,
+        which are parameters of the node too.
 
         Raises:
             ConfigError, CheckpointError, BackendError: with what was expected, what came, and the way out.
@@ -61,7 +67,7 @@ class Policy:
         source: WeightSource
         cameras: tuple[str, ...] = ()
         if checkpoint is None:
-            source, conventions, known = tiny_model(robot, action_horizon, rope_inv_freq)
+            source, conventions, known = embedded_model(robot, size, action_horizon, rope_inv_freq)
             stats: NormStats | None = known
             tokens = PromptTokenizer(tokenizer or tiny_tokenizer(), source.config.max_token_len)
         else:
@@ -163,13 +169,15 @@ def draw_noise(seed: int, chunk_index: int, config: Pi05Config) -> np.ndarray:
     return generator.standard_normal((config.action_horizon, config.action_dim), dtype=np.float32)
 
 
-def tiny_model(robot: Robot, action_horizon: int | None = None,
-               rope_inv_freq: str = "float32") -> tuple[RecipeSource, Conventions, NormStats]:
-    """The embedded tiny pi0.5: weights by recipe, and statistics under which it stays near the middle of the joints.
+def embedded_model(robot: Robot, size: str = "tiny", action_horizon: int | None = None,
+                   rope_inv_freq: str = "float32") -> tuple[RecipeSource, Conventions, NormStats]:
+    """A pi0.5 with weights by recipe, and statistics under which it stays near the middle of the joints.
 
     Its motions mean nothing; it shows the whole path at work without a checkpoint.
     """
-    config = tiny_config(action_horizon=action_horizon or 50, rope_inv_freq=rope_inv_freq)
+    if size not in SIZES:
+        raise ConfigError("size", expected=" or ".join(SIZES), received=repr(size), way_out="Choose one of them.")
+    config = SIZES[size](action_horizon=action_horizon or 50, rope_inv_freq=rope_inv_freq)
     low, high = -np.ones(robot.state_dim), np.ones(robot.state_dim)
     if robot.joints:
         bounds = np.array([((j.lower - j.offset) / j.scale, (j.upper - j.offset) / j.scale) for j in robot.joints])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +48,14 @@ def resize_with_pad(frame: np.ndarray, size: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
     out[box.top:box.top + box.height, box.left:box.left + box.width] = np.asarray(resized)
     return out
+
+
+def decompress(data: bytes, encoding: str, name: str) -> np.ndarray:
+    """JPEG, PNG and what else Pillow reads, to uint8 [h, w, 3] RGB. Raises ObservationError."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ObservationError(f"image '{name}'", expected="a compressed picture, JPEG or PNG", cause="encoding",
+                               received=f"{len(data)} bytes of '{encoding}': {error}",
+                               way_out="Check the publisher's image_transport.") from error

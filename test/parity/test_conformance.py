@@ -7,6 +7,9 @@ import pytest
 
 from pi05_ros.benchmark import conformance
 from pi05_ros.errors import ConfigError
+from pi05_ros.model import weights
+from pi05_ros.model.recipe import RecipeSource
+from pi05_ros.model.save import save_openpi
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "conformance").glob("*.npz"))
 
@@ -38,3 +41,12 @@ def test_refuses_a_file_of_another_layout(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ConfigError, match="expected the key 'meta'"):
         conformance.compare(tmp_path / "other.npz")
+
+
+def test_recorded_weights_given_as_a_file_take_the_place_of_the_recipe(tmp_path):
+    path = next(p for p in FILES if p.stem == "pi05_tiny_float32_case_a_steps3")
+    config = conformance.case_config(conformance.read_case(path))
+    right = save_openpi(weights.load(RecipeSource(config)), tmp_path / "right", config)
+    wrong = save_openpi(weights.load(RecipeSource(config, seed=1)), tmp_path / "wrong", config)
+    assert all(r.ok for r in conformance.compare(path, right))
+    assert not any(r.ok for r in conformance.compare(path, wrong) if r.name == "actions")
