@@ -214,6 +214,7 @@ class PolicyNode(SupervisedNode):
     def _watch(self) -> None:
         """Hold the robot when a required input falls silent or cannot be used."""
         now_ns, timeout = self._now_ns(), self._values["input_timeout_s"]
+        self._activated_ns = min(self._activated_ns, now_ns)  # the clock may have been set back
         if self.parts is None or self._epoch is None or now_ns - self._activated_ns < timeout * 1e9:
             return
         causes = self.parts.mailbox.missing(now_ns, timeout)

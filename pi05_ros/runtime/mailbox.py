@@ -53,12 +53,19 @@ class Mailbox:
         self.dropped: Counter[str] = Counter()  # inputs overwritten before anybody read them, by slot
 
     def put(self, slot: str, value: Any, stamp_ns: int) -> None:
-        """Replace the slot's content; an older stamp than the one there is counted and ignored."""
+        """Replace the slot's content; a stamp older than the one there is counted and ignored.
+
+        One that is older by more than an input may be is no straggler: the clock was set back (a simulation began
+        anew), so all that was received under the old clock is forgotten.
+        """
         with self._lock:
             held = self._slots.get(slot)
-            if held is not None and stamp_ns < held.stamp_ns and slot != self.STATE:
-                self.dropped[f"{slot} out of order"] += 1
-                return
+            if held is not None and stamp_ns < held.stamp_ns:
+                if age_s(Stamped(value, stamp_ns), held.stamp_ns) <= self.limits.max_age_s:
+                    self.dropped[f"{slot} out of order"] += 1
+                    return
+                self._slots.clear()
+                self._unread.clear()
             if slot in self._unread and slot != self.STATE:  # the state is meant to be overwritten
                 self.dropped[slot] += 1
             self._slots[slot] = Stamped(value, stamp_ns)
@@ -85,6 +92,7 @@ class Mailbox:
         """{slot: why} of every input that is absent, too old, in the future, or keeps sets from completing."""
         with self._lock:
             slots, members, complete = dict(self._slots), self._members(), self._complete()
+            self._last_take_ns = min(self._last_take_ns, now_ns)  # the clock may have been set back
             idle_ns = now_ns - self._last_take_ns
         causes = {}
         for slot in (*self.required, self.STATE):
