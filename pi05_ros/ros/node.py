@@ -33,10 +33,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         while not node.stop_requested:
             executor.spin_once(timeout_sec=SPIN_S)
+    finally:  # also when a callback raised: whatever ends this process, the robot is brought to rest first
         node.get_logger().info("stopping: bringing the robot to rest")
         if node.state_label in ("unconfigured", "inactive", "active"):
             node.trigger_shutdown()
-    finally:
         executor.remove_node(node)
         node.destroy_node()
         rclpy.try_shutdown()
