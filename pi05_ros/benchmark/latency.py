@@ -54,7 +54,7 @@ def measure(source: WeightSource, backend: str, device: str, dtype: str, cameras
     times = time_stages(stages, inputs, num_steps, runs)
     memory = torch.cuda.max_memory_allocated() / 1e9 if where.type == "cuda" else None
     del stages
-    reference = base.build("eager", source, where, "float32")
+    reference = base.build("eager", source, where, "float32", on_progress=on_progress)
     error = relative_error(actions, run_stages(reference, inputs, num_steps))
     work = stage_work(config, cameras, tokens, num_steps, torch.finfo(parse_dtype(dtype)).bits // 8)
     floors = {stage: w.floor_ms(ceiling) for stage, w in work.items()}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from pi05_ros.cli.options import add_model_options, positive
 from pi05_ros.cli.report import Report, console, table
 
 HELP = "see the whole path at work on a simulated robot"
@@ -21,10 +22,8 @@ HELP = "see the whole path at work on a simulated robot"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds of motion (default: 20)")
     parser.add_argument("--robot", default="arm6", help="robot name or YAML file (default: arm6)")
-    parser.add_argument("--checkpoint", default="", help="checkpoint directory (default: the embedded tiny model)")
-    parser.add_argument("--backend", default="eager")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: 10)")
+    add_model_options(parser)
+    parser.add_argument("--steps", type=positive, default=10, help="denoising steps (default: 10)")
     parser.add_argument("--prompt", default="pick up the red block")
 
 
@@ -34,8 +33,9 @@ def run(args: argparse.Namespace) -> Report:
     profile = share_directory() / "config" / "fastdds.xml"
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
-    settings = {"robot": args.robot, "checkpoint": args.checkpoint, "backend": args.backend, "device": args.device,
-                "denoising_steps": args.steps, "prompt": args.prompt}
+    settings = {"robot": args.robot, "checkpoint": str(args.checkpoint or ""), "backend": args.backend,
+                "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
+                "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": args.prompt}
     processes = {
         "robot": start("pi05_ros.sim.robot_node", {"robot": args.robot}),
         "policy": start("pi05_ros.ros.node", settings),
@@ -90,9 +90,9 @@ def watch(robot: str, duration_s: float, processes: dict[str, subprocess.Popen])
     try:
         lifecycle.wait(30.0)
         for transition in ("configure", "activate"):
-            console.print(f"{transition} ...", highlight=False)
-            if not lifecycle.change(transition, timeout_s=600.0):
-                return onlooker, [f"{transition} was refused; the policy node's log above says why"]
+            with console.status(f"{transition} ..."):
+                if not lifecycle.change(transition, timeout_s=600.0):
+                    return onlooker, [f"{transition} was refused; the policy node's log above says why"]
         end = time.monotonic() + duration_s
         with Live(onlooker.live_table(), console=console, refresh_per_second=4, transient=True) as live:
             while time.monotonic() < end and all(p.poll() is None for p in processes.values()):

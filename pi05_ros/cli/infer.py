@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pi05_ros.cli.options import add_model_options
+from pi05_ros.cli.options import add_model_options, positive
 from pi05_ros.cli.report import Report, console, progress, table
 from pi05_ros.errors import ConfigError
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="picture of a camera, e.g. base_0_rgb=view.png; repeat")
     parser.add_argument("--state", help="comma-separated joint positions (default: middle of the limits)")
     parser.add_argument("--prompt", default="pick up the red block")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: 10)")
+    parser.add_argument("--steps", type=positive, default=10, help="denoising steps (default: 10)")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> Report:
             console.print(f"{camera}: no --image given, random noise instead", highlight=False)
             images[camera] = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
     if args.state:
-        state = np.array([float(number) for number in args.state.split(",")], np.float32)
+        state = parse_state(args.state)
     else:
         state = np.array([0.5 * (j.lower + j.upper) for j in robot.joints] or [0.0] * robot.state_dim, np.float32)
     chunk = policy.infer(Observation(images, state, args.prompt), args.steps)
@@ -49,6 +49,15 @@ def run(args: argparse.Namespace) -> Report:
           [(f"{k * chunk.control_period_s:.2f}", *(f"{x:.3f}" for x in row)) for k, row in enumerate(chunk.actions)])
     return Report(ok=True, data={"actions": chunk.actions.tolist(), "stage_ms": dict(chunk.stage_times_ms),
                                  "prompt": chunk.prompt, "denoising_steps": chunk.num_steps, "seed": chunk.seed})
+
+
+def parse_state(text: str) -> np.ndarray:
+    """Comma-separated numbers to float32 [d]."""
+    try:
+        return np.array([float(number) for number in text.split(",")], np.float32)
+    except ValueError as error:
+        raise ConfigError("--state", expected="comma-separated numbers", received=repr(text),
+                          way_out="For example --state 0,0.5,-1.2,0,0,0,0.02.") from error
 
 
 def read_images(pairs: list[str]) -> dict[str, np.ndarray]:

@@ -48,8 +48,15 @@ def main(argv: list[str] | None = None) -> int:
         console.print(str(error), highlight=False, markup=False, soft_wrap=True)
         report = Report(ok=False, data={"error": type(error).__name__, "message": str(error)},
                         exit_code=2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:  # a defect: the traceback for a person, the JSON line for a program
+        console.print_exception()
+        report = Report(ok=False, data={"error": type(error).__name__, "message": str(error)})
     line = json.dumps({"verb": args.verb, "ok": report.ok, **report.data})
-    if args.json:
-        args.json.write_text(line + "\n")
     print(line, flush=True)
+    if args.json:
+        try:
+            args.json.write_text(line + "\n")
+        except OSError as error:
+            console.print(f"--json {args.json}: expected a file that can be written, received: {error}", markup=False)
+            return 2
     return report.exit_code if report.exit_code is not None else int(not report.ok)

@@ -20,8 +20,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                        help="one name, or vision=...,prefix=...,expert=... (default: eager)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> (default: auto)")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    group.add_argument("--horizon", type=int, metavar="H", help="actions in a chunk (default: as the model says)")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--horizon", type=positive, metavar="H", help="actions in a chunk (default: as the model says)")
+    group.add_argument("--seed", type=int, default=0, help="of inputs and noise, never of weights (default: 0)")
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,15 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("shape")
     group.add_argument("--cameras", type=int, default=3, metavar="N", help="cameras that are there (default: 3)")
     group.add_argument("--tokens", type=int, metavar="L", help="valid prompt tokens (default: all slots)")
-    group.add_argument("--steps", type=int, default=10, metavar="N", help="denoising steps (default: 10)")
+    group.add_argument("--steps", type=positive, default=10, metavar="N", help="denoising steps (default: 10)")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, received {number}")
+    return number
 
 
 def weight_source(args: argparse.Namespace) -> WeightSource:
@@ -43,4 +51,4 @@ def weight_source(args: argparse.Namespace) -> WeightSource:
     if args.checkpoint:
         return open_checkpoint(args.checkpoint, action_horizon=args.horizon)
     config = tiny_config() if args.size == "tiny" else Pi05Config()
-    return RecipeSource(replace(config, action_horizon=args.horizon) if args.horizon else config, args.seed)
+    return RecipeSource(replace(config, action_horizon=args.horizon) if args.horizon is not None else config)

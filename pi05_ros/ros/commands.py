@@ -25,12 +25,13 @@ class Commands:
         self.last: JointTrajectoryPlan | None = None
 
     def publish(self, plan: JointTrajectoryPlan) -> None:
+        self.last = plan  # before: if one controller cannot be reached, the others still need their hold
         for publisher, names, columns in self._controllers:
             publisher.publish(trajectory_message(plan, names, columns))
-        self.last = plan
 
-    def publish_provenance(self, delivery: Delivery, published_ns: int, plan: JointTrajectoryPlan) -> None:
-        self._provenance.publish(provenance_message(delivery, published_ns, plan))
+    def publish_provenance(self, delivery: Delivery, published_ns: int, measured_ns: int,
+                           plan: JointTrajectoryPlan) -> None:
+        self._provenance.publish(provenance_message(delivery, published_ns, measured_ns, plan))
 
     def destroy(self, timeout_s: float = 0.5) -> None:
         """Wait until reliable subscribers have the last command, so that a hold outlives this process; then end."""

@@ -45,7 +45,7 @@ def image_decoder() -> tuple[ImageDecoder, str]:
         image_encodings.check_size(message.data, message.height, message.width, message.step, 1, camera)
         try:
             return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
-        except CvBridgeError as error:
+        except (CvBridgeError, ValueError, RuntimeError) as error:  # OpenCV's own errors are RuntimeErrors
             raise ObservationError(f"image '{camera}'", expected="an encoding that cv_bridge converts to rgb8",
                                    received=f"'{message.encoding}': {error}", cause="encoding",
                                    way_out="Have the driver publish rgb8 or bgr8.") from error
@@ -68,12 +68,14 @@ class JointReader:
         self._index: list[int] = []
 
     def read(self, message: JointState) -> JointMeasurement:
-        """Raises ObservationError for a missing joint, a wrong length, NaN or infinity."""
+        """Positions alone: drivers often give no velocity, or NaN, for a gripper.
+
+        Raises:
+            ObservationError: a missing joint, a wrong length, NaN or infinity.
+        """
         if message.name != self._names:
             self._remember(message.name)
-        positions = self._pick(message.position, len(message.name), "position")
-        velocities = self._pick(message.velocity, len(message.name), "velocity") if message.velocity else None
-        return JointMeasurement(stamp_ns(message.header.stamp), positions, velocities)
+        return JointMeasurement(stamp_ns(message.header.stamp), self._pick(message.position, len(message.name)))
 
     def _remember(self, names: Sequence[str]) -> None:
         missing = [joint for joint in self._joints if joint not in names]
@@ -83,15 +85,15 @@ class JointReader:
                                    way_out="Correct the joint names in the robot's YAML, or the publisher.")
         self._names, self._index = list(names), [list(names).index(joint) for joint in self._joints]
 
-    def _pick(self, values: Sequence[float], length: int, what: str) -> np.ndarray:
+    def _pick(self, values: Sequence[float], length: int) -> np.ndarray:
         array = np.asarray(values, np.float64)
         if len(array) != length:
-            raise ObservationError(f"joint_states.{what}", expected=f"{length} numbers, one a name",
+            raise ObservationError("joint_states.position", expected=f"{length} numbers, one a name",
                                    received=str(len(array)), way_out="Check the publisher.", cause="joint count")
         picked = array[self._index]
         if not np.isfinite(picked).all():
             bad = [joint for joint, value in zip(self._joints, picked, strict=True) if not np.isfinite(value)]
-            raise ObservationError(f"joint_states.{what}", expected="finite numbers", cause="non-finite joint",
+            raise ObservationError("joint_states.position", expected="finite numbers", cause="non-finite joint",
                                    received="NaN or infinity at " + ", ".join(bad),
                                    way_out="Check the robot's driver; nothing is commanded meanwhile.")
         return picked
@@ -110,8 +112,9 @@ def trajectory_message(plan: JointTrajectoryPlan, names: Sequence[str], columns:
     return message
 
 
-def provenance_message(delivery: Delivery, published_ns: int, plan: JointTrajectoryPlan) -> DiagnosticArray:
-    """What made a chunk, stamped like its trajectory."""
+def provenance_message(delivery: Delivery, published_ns: int, measured_ns: int,
+                       plan: JointTrajectoryPlan) -> DiagnosticArray:
+    """What made a chunk and its trajectory, stamped like it; `measured_ns`: of the joints it was planned from."""
     chunk = delivery.chunk
     values = {
         "prompt": chunk.prompt,
@@ -123,6 +126,7 @@ def provenance_message(delivery: Delivery, published_ns: int, plan: JointTraject
         "observation_stamp_ns": chunk.stamp_ns,
         "inference_started_ns": delivery.started_ns,
         "published_ns": published_ns,
+        "planned_from_stamp_ns": measured_ns,
         "points": len(plan.times_s),
         **{f"input_stamp_ns.{slot}": ns for slot, ns in delivery.input_stamps_ns.items()},
         **{f"stage_ms.{stage}": f"{ms:.3f}" for stage, ms in chunk.stage_times_ms.items()},

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import rclpy
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.experimental import EventsExecutor
 from rclpy.signals import SignalHandlerOptions
 
@@ -18,7 +19,13 @@ SPIN_S = 0.1  # longest a signal waits
 def main(args: list[str] | None = None) -> int:
     """SIGINT and SIGTERM deactivate (the robot is held), clean up and exit 0; further ones are ignored meanwhile."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    node = PolicyNode()
+    try:
+        node = PolicyNode()
+    except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+        print(f"pi05_policy: a parameter given at the start: expected its declared type and range, received: {error} "
+              "config/policy.yaml lists them all.", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
     # Warnings (a prompt that is cut off, say) belong in the node's log, whichever thread they come from.
     warnings.showwarning = lambda message, *rest: node.get_logger().warning(str(message))
 

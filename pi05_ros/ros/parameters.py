@@ -10,6 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from pi05_ros.errors import ConfigError
 from pi05_ros.runtime.chunking import CommandLimits
 from pi05_ros.runtime.inference_loop import LoopSettings
 from pi05_ros.runtime.mailbox import InputLimits
@@ -30,8 +31,9 @@ class ParameterSpec:
 
     def descriptor(self) -> ParameterDescriptor:
         out = ParameterDescriptor(name=self.name, description=self.text, read_only=False)
-        if self.choices:
-            out.additional_constraints = "one of " + ", ".join(map(repr, self.choices))
+        constraints = ["one of " + ", ".join(map(repr, self.choices))] if self.choices else []
+        constraints += [] if self.live else ["changes only while unconfigured"]
+        out.additional_constraints = "; ".join(constraints)
         if isinstance(self.default, float) and self.low is not None:
             out.floating_point_range = [FloatingPointRange(from_value=self.low, to_value=self.high)]
         elif isinstance(self.default, int) and self.low is not None and self.high is not None:
@@ -104,10 +106,19 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
         if spec.choices and parameter.value not in spec.choices:
             choices = ", ".join(map(repr, spec.choices))
             return _no(f"{spec.name}: expected one of {choices}, received '{parameter.value}'.")
-    if after["stop_time_s"] >= after["max_committed_s"]:
-        return _no(f"stop_time_s and max_committed_s: expected stop_time_s < max_committed_s, received "
+    if 2 * after["stop_time_s"] > after["max_committed_s"]:
+        return _no(f"stop_time_s and max_committed_s: expected stop_time_s <= max_committed_s / 2, received "
                    f"{after['stop_time_s']} and {after['max_committed_s']}. Braking is part of what is committed.")
     return SetParametersResult(successful=True)
+
+
+def check(values: dict[str, Any]) -> None:
+    """The same check for what was given at the start. Raises ConfigError."""
+    given = [Parameter(name, value=value) for name, value in values.items()]
+    if not (answer := refuse(given, configured=False, current=values)).successful:
+        subject, _, rest = answer.reason.partition(": expected ")
+        expected, _, received = rest.partition(", received ")
+        raise ConfigError(subject, expected=expected, received=received.rstrip("."), way_out="Correct the parameters.")
 
 
 def snapshot(node: Node) -> dict[str, Any]:

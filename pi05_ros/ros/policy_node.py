@@ -7,33 +7,31 @@ follow its hold.
 
 from __future__ import annotations
 
-import time
+import itertools
 import traceback
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from pi05_ros.errors import ConfigError, ObservationError, Pi05Error, WorkerError
+from pi05_ros.errors import ObservationError, Pi05Error, WorkerError
 from pi05_ros.ros import parameters
 from pi05_ros.ros.commands import Commands
 from pi05_ros.ros.conversions import image_decoder
 from pi05_ros.ros.diagnostics import Diagnostics
-from pi05_ros.ros.subscriptions import TOPICS, Subscriptions, assembler
+from pi05_ros.ros.loading import load, wait
+from pi05_ros.ros.subscriptions import TOPICS, Subscriptions, assembler, without_cameras
 from pi05_ros.ros.supervised_node import SupervisedNode
-from pi05_ros.runtime.chunking import JointLimits, JointMeasurement, plan_chunk, plan_hold
+from pi05_ros.runtime.chunking import NON_FINITE, JointLimits, JointMeasurement, plan_chunk, plan_hold
 from pi05_ros.runtime.inference_loop import Delivery, InferenceLoop
 from pi05_ros.runtime.mailbox import Mailbox, age_s
 from pi05_ros.runtime.policy import Policy
 from pi05_ros.runtime.worker import Worker
-from pi05_ros.transforms.robot_file import Robot
 from pi05_ros.transforms.robot_loader import load_robot
 
 WATCHDOG_PERIOD_S = 0.05
@@ -66,9 +64,11 @@ class PolicyNode(SupervisedNode):
         self.parts: Parts | None = None
         self._undo_configure = ExitStack()
         self._outbox: deque[Delivery | tuple[int, Exception]] = deque()
+        self._epochs = itertools.count(1)  # never the same twice, whatever is cleaned up and configured in between
         self._epoch: int | None = None  # of the running activation
         self._held = False
-        self._activated_ns = 0
+        self._useful_ns = 0  # when the robot last got a chunk, or was activated
+        self._now_seen_ns = 0
         parameters.declare(self)
         self._values = parameters.snapshot(self)
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -82,12 +82,14 @@ class PolicyNode(SupervisedNode):
 
     def configure(self) -> None:
         values = self._values = parameters.snapshot(self)
+        parameters.check(values)
         robot = without_cameras(load_robot(values["robot"]), values["absent_cameras"])
-        limits = JointLimits(robot)
+        limits, stop = JointLimits(robot), lambda: self.stop_requested
         with ExitStack() as undo:  # undoes what was made if a later step fails
             worker = Worker()
             undo.callback(self._stop_worker, worker)
-            policy = self._wait(worker.call(lambda: self._load(robot, values)))
+            job = worker.call(lambda: load(self._load_policy, robot, values, self.get_logger().info, stop))
+            policy = wait(job, stop)
             decode, decoder = image_decoder()
             required = tuple(camera for camera, spec in robot.cameras.items() if spec.required)
             optional = tuple(camera for camera in robot.cameras if camera not in required)
@@ -126,40 +128,16 @@ class PolicyNode(SupervisedNode):
         self._outbox.clear()
 
     def _open_gate(self, parts: Parts) -> None:
-        self._epoch, self._held, self._activated_ns = parts.loop.open(), False, self._now_ns()
+        self._epoch, self._held, self._useful_ns = next(self._epochs), False, self._now_ns()
+        parts.loop.open(self._epoch)
         parts.worker.wake()
 
     def _stop_worker(self, worker: Worker) -> None:
         if not worker.stop(STOP_WORKER_S):
-            self.get_logger().error(f"worker: expected to end within {STOP_WORKER_S} s, received no sign of it. It "
-                                    "still holds its memory; restart the process.")
-
-    def _wait(self, future: Future[Policy]) -> Policy:
-        """The result of loading; a request to stop ends the waiting."""
-        while True:
-            try:
-                return future.result(timeout=0.2)
-            except NotYet:
-                if self.stop_requested:
-                    raise WorkerError("configure", expected="time to load", received="a request to stop",
-                                      way_out="Start again.") from None
+            raise WorkerError("worker", expected=f"to end within {STOP_WORKER_S} s", received="no sign of it",
+                              way_out="It still holds its memory; restart the process.")
 
     # ------------------------------------------------------------------ worker's thread
-
-    def _load(self, robot: Robot, values: dict[str, Any]) -> Policy:
-        said_s = time.monotonic()
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal said_s
-            if time.monotonic() - said_s > 2.0:
-                said_s = time.monotonic()
-                self.get_logger().info(f"loading weights: {100 * done // total} %")
-
-        return self._load_policy(
-            checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],
-            device=values["device"], dtype=values["dtype"], seed=values["seed"], tokenizer=values["tokenizer"] or None,
-            action_horizon=values["action_horizon"] or None, rope_inv_freq=values["rope_inv_freq"],
-            prompt_format=values["prompt_format"] or None, size=values["size"], on_progress=on_progress)
 
     def _hand_over(self, item: Delivery | tuple[int, Exception]) -> None:
         self._outbox.append(item)
@@ -172,15 +150,17 @@ class PolicyNode(SupervisedNode):
         while self._outbox:
             item = self._outbox.popleft()
             epoch = item.epoch if isinstance(item, Delivery) else item[0]
-            if self.parts is None or epoch != self._epoch:
-                continue  # of an activation that has ended: its hold is out, nothing may follow
+            if self.parts is None or epoch != self._epoch:  # its activation has ended: nothing may follow the hold
+                if not isinstance(item, Delivery) and not isinstance(item[1], ObservationError):
+                    self.get_logger().error(f"inference of an ended activation failed: {item[1]}")
+                continue
             try:
                 if isinstance(item, Delivery):
                     self._publish(self.parts, item)
                 else:
-                    self._on_failure(item[1])
+                    self._on_failure(self.parts, item[1])
             except ObservationError as error:
-                self.diagnostics.refuse(error)
+                self._on_failure(self.parts, error)
             except Exception:  # the executor must live; what broke is in the log and the robot is held
                 self.get_logger().error(f"publishing failed:\n{traceback.format_exc()}")
                 self._hold(self.parts, "publishing failed")
@@ -193,15 +173,21 @@ class PolicyNode(SupervisedNode):
             raise ObservationError("chunk", expected="inputs that still arrive when it is published",
                                    received=", ".join(f"{slot}: {why}" for slot, why in causes.items()) or "old joints",
                                    way_out="Check the inputs named.", cause="silent at publication")
-        plan = plan_chunk(delivery.chunk, parts.limits, measured, now_ns, parameters.command_limits(self._values))
+        plan = plan_chunk(delivery.chunk, parts.limits, measured, now_ns, parameters.command_limits(self._values),
+                          parts.commands.last)
         parts.commands.publish(plan)
-        parts.commands.publish_provenance(delivery, now_ns, plan)
-        self._held = False
+        parts.commands.publish_provenance(delivery, now_ns, measured.stamp_ns, plan)
+        self._held, self._useful_ns = False, now_ns
         self.diagnostics.published(delivery, now_ns)
 
-    def _on_failure(self, error: Exception) -> None:
+    def _on_failure(self, parts: Parts, error: Exception) -> None:
+        """Bad input is counted, and holds the robot if it lasts; numbers that are not finite hold it at once; anything
+        else deactivates the node."""
         if isinstance(error, ObservationError):
             self.diagnostics.refuse(error)
+            starved = self._now_ns() - self._useful_ns > self._values["input_timeout_s"] * 1e9
+            if not self._held and (starved or error.cause in (NON_FINITE, "non-finite actions")):
+                self._hold(parts, error.cause)
             return
         notes = "\n".join(getattr(error, "__notes__", []))
         self.get_logger().error(f"inference failed: {error}\n{notes}\nThe robot is held and the node deactivated; "
@@ -212,10 +198,20 @@ class PolicyNode(SupervisedNode):
         self.trigger_deactivate()
 
     def _watch(self) -> None:
-        """Hold the robot when a required input falls silent or cannot be used."""
+        """Hold the robot when a required input falls silent; deactivate if the worker's thread is gone."""
         now_ns, timeout = self._now_ns(), self._values["input_timeout_s"]
-        self._activated_ns = min(self._activated_ns, now_ns)  # the clock may have been set back
-        if self.parts is None or self._epoch is None or now_ns - self._activated_ns < timeout * 1e9:
+        if self.parts is None or self._epoch is None:
+            return
+        if now_ns < self._now_seen_ns:  # the clock was set back: a simulation began anew
+            self.parts.mailbox.clear()
+            self._useful_ns = now_ns
+        self._now_seen_ns = now_ns
+        if not self.parts.worker.alive:
+            self._on_failure(self.parts, WorkerError(
+                "worker", expected="to be running", received=f"a thread that ended: {self.parts.worker.failure!r}",
+                way_out="Clean up and configure again."))
+            return
+        if now_ns - self._useful_ns < timeout * 1e9:
             return
         causes = self.parts.mailbox.missing(now_ns, timeout)
         for slot, cause in causes.items():
@@ -229,12 +225,11 @@ class PolicyNode(SupervisedNode):
     def _hold(self, parts: Parts, why: str) -> None:
         """Bring the robot to rest where it is. Nothing is published if nothing that we commanded is still running."""
         self._held = True
-        latest, now_ns, running = parts.mailbox.latest(Mailbox.STATE), self._now_ns(), parts.commands.last
+        now_ns, running = self._now_ns(), parts.commands.last
         if running is None or running.end_ns <= now_ns:
             return
-        # Old joints are better than none here: the running trajectory says where the robot should be by now.
-        measured = latest.value if latest is not None else JointMeasurement(now_ns, running.at(now_ns)[0])
-        parts.commands.publish(plan_hold(running, measured, now_ns, parts.limits, self._values["stop_time_s"]))
+        parts.commands.publish(plan_hold(running, self._measured(parts, now_ns), now_ns, parts.limits,
+                                         self._values["stop_time_s"]))
         self.get_logger().info(f"hold: {why}")
 
     def _measured(self, parts: Parts, now_ns: int) -> JointMeasurement | None:
@@ -264,7 +259,9 @@ class PolicyNode(SupervisedNode):
             self.parts.worker.wake()
 
     def _on_prompt(self, text: str) -> None:
-        self.set_parameters([Parameter("prompt", value=text)])
+        (answer,) = self.set_parameters([Parameter("prompt", value=text)])
+        if not answer.successful:
+            self.get_logger().error(f"~/prompt was refused: {answer.reason}")
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Hold, forget inputs, chunk counter and the chunk in the making; go on from the next complete set."""
@@ -275,14 +272,3 @@ class PolicyNode(SupervisedNode):
         self._open_gate(self.parts)
         response.success, response.message = True, "waiting for the next complete set of inputs"
         return response
-
-
-def without_cameras(robot: Robot, absent: str) -> Robot:
-    """The robot less the cameras that the user says it does not have (comma-separated topic words: base, ...)."""
-    short = {topic.removesuffix("_image"): camera for camera, topic in TOPICS.items()}
-    names = {name.strip() for name in absent.split(",") if name.strip()}
-    if unknown := names - set(short):
-        raise ConfigError("absent_cameras", expected="names among " + ", ".join(short),
-                          received=", ".join(sorted(unknown)), way_out="Correct the parameter.")
-    gone = {short[name] for name in names}
-    return replace(robot, cameras={camera: spec for camera, spec in robot.cameras.items() if camera not in gone})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from rclpy.node import Node
@@ -10,7 +12,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from pi05_ros.errors import ObservationError
+from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.ros.conversions import ImageDecoder, JointReader, stamp_ns
 from pi05_ros.runtime.chunking import JointMeasurement
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
@@ -39,8 +41,10 @@ class Subscriptions:
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._all = [node.create_subscription(kind, f"~/{TOPICS[camera]}{suffix}", self._image_callback(camera), images)
-                     for camera in cameras]
+        self._all = []
+        for camera in cameras:
+            topic = node.resolve_topic_name(f"~/{TOPICS[camera]}") + suffix  # remap the image topic, not its variants
+            self._all.append(node.create_subscription(kind, topic, self._image_callback(camera), images))
         self._all.append(node.create_subscription(JointState, "~/joint_states", self._on_joints,
                                                   qos_profile_sensor_data))
         self._all.append(node.create_subscription(String, "~/prompt", self._on_text, latched))
@@ -51,7 +55,7 @@ class Subscriptions:
         self._all.clear()
 
     def _image_callback(self, camera: str) -> Callable[[Image | CompressedImage], None]:
-        return lambda message: self._mailbox.put(camera, message, stamp_ns(message.header.stamp))
+        return lambda message: self._put(camera, message, stamp_ns(message.header.stamp))
 
     def _on_text(self, message: String) -> None:
         self._on_prompt(message.data)
@@ -62,7 +66,13 @@ class Subscriptions:
         except ObservationError as error:
             self._report(error)
         else:
-            self._mailbox.put(Mailbox.STATE, measured, measured.stamp_ns)
+            self._put(Mailbox.STATE, measured, measured.stamp_ns)
+
+    def _put(self, slot: str, value: Any, stamp: int) -> None:
+        try:
+            self._mailbox.put(slot, value, stamp, self._node.get_clock().now().nanoseconds)
+        except ObservationError as error:
+            self._report(error)
 
 
 def assembler(decode: ImageDecoder) -> Callable[[Mapping[str, Stamped], str], Observation]:
@@ -76,3 +86,14 @@ def assembler(decode: ImageDecoder) -> Callable[[Mapping[str, Stamped], str], Ob
         return Observation(images, state.positions.astype(np.float32), prompt, stamp)
 
     return assemble
+
+
+def without_cameras(robot: Robot, absent: str) -> Robot:
+    """The robot less the cameras that the user says it does not have (comma-separated topic words: base, ...)."""
+    short = {topic.removesuffix("_image"): camera for camera, topic in TOPICS.items()}
+    names = {name.strip() for name in absent.split(",") if name.strip()}
+    if unknown := names - set(short):
+        raise ConfigError("absent_cameras", expected="names among " + ", ".join(short),
+                          received=", ".join(sorted(unknown)), way_out="Correct the parameter.")
+    gone = {short[name] for name in names}
+    return replace(robot, cameras={camera: spec for camera, spec in robot.cameras.items() if camera not in gone})

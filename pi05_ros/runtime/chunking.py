@@ -16,15 +16,18 @@ from pi05_ros.transforms.robot_file import Robot
 
 # A cubic that starts and ends at rest peaks at 1.5 times its mean speed: slopes keep this share of the limit.
 SLOPE_SHARE = 2.0 / 3.0
+MESSAGE_S = 0.005  # until a command has reached its controller: nothing nearer than this is commanded
 
 
 @dataclass(frozen=True)
 class JointMeasurement:
-    """stamp_ns and positions [J] of the robot; velocities [J] where the robot reports them."""
+    """stamp_ns and positions [J] of the robot."""
 
     stamp_ns: int
     positions: np.ndarray
-    velocities: np.ndarray | None = None
+
+
+NON_FINITE = "non-finite command"  # the `cause` for which the robot is held at once
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,24 @@ class JointLimits:
         self.integrate = np.array([j.action == "velocity" for j in robot.joints])
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a new trajectory begins: positions and velocities [J] at `time_s` after the chunk's stamp. `running`: it is
+    a point of the trajectory that is being executed, which the new one keeps."""
+
+    time_s: float
+    positions: np.ndarray
+    velocities: np.ndarray
+    running: bool
+
+
 def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, now_ns: int,
-               command: CommandLimits) -> JointTrajectoryPlan:
+               command: CommandLimits, running: JointTrajectoryPlan | None = None) -> JointTrajectoryPlan:
     """The trajectory to publish at `now_ns` for a chunk.
 
     Action k is meant for stamp + k * period (a velocity action acts from there to the next). Actions whose time has
-    passed are dropped, those beyond the commitment too. From the latest measured position on, every step stays
+    passed are dropped, those beyond the commitment too. The `running` trajectory is followed to its next point and left
+    there with its velocity; without one the robot starts from rest where it was measured. From there every step stays
     within position and velocity limits, and a braking point brings all joints to rest.
 
     Raises:
@@ -62,36 +77,61 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     """
     if not (np.isfinite(chunk.actions).all() and np.isfinite(measured.positions).all()):
         raise ObservationError("command", expected="finite actions and joint positions", received="NaN or infinity",
-                               way_out="Check the joint states and the checkpoint.", cause="non-finite command")
+                               way_out="Check the joint states and the checkpoint.", cause=NON_FINITE)
     period, age = chunk.control_period_s, (now_ns - chunk.stamp_ns) * 1e-9
+    start = _start(chunk, limits, measured, now_ns, command, running)
     wanted, times = _wanted_positions(chunk, limits, measured)
     last = age + command.max_committed_s - command.stop_time_s
-    keep = (times >= age + 0.5 * period) & (times <= last)  # a point nearer than that could not be reached smoothly
+    keep = (times >= start.time_s + 0.5 * period) & (times <= last)  # a nearer one could not be reached smoothly
     if not keep.any():
         raise ObservationError("chunk", expected=f"actions between now and {command.max_committed_s} s ahead",
                                received=f"an observation {age:.3f} s old and {len(times)} actions of {period:.3f} s",
                                way_out="Lower denoising_steps, use a faster backend, or a longer action horizon.",
                                cause="late chunk")
     times = times[keep]
-    positions = limit_steps(wanted[keep], measured.positions, np.diff(times, prepend=age), limits)
-    slopes = np.diff(positions, axis=0, prepend=measured.positions[None]) / np.diff(times, prepend=age)[:, None]
+    spans = np.diff(times, prepend=start.time_s)
+    positions = limit_steps(wanted[keep], start.positions, start.velocities, spans, limits)
+    slopes = np.diff(positions, axis=0, prepend=start.positions[None]) / spans[:, None]
     end, end_velocity = brake(positions[-1], slopes[-1], limits, command.stop_time_s)
     velocities = np.concatenate([monotone_velocities(slopes), end_velocity[None], np.zeros_like(end)[None]])
-    return JointTrajectoryPlan(chunk.stamp_ns, np.append(times, times[-1] + command.stop_time_s),
-                               np.concatenate([positions, end[None]]), velocities)
+    times, positions = np.append(times, times[-1] + command.stop_time_s), np.concatenate([positions, end[None]])
+    if start.running:
+        times, positions = np.append(start.time_s, times), np.concatenate([start.positions[None], positions])
+        velocities = np.concatenate([start.velocities[None], velocities])
+    return JointTrajectoryPlan(chunk.stamp_ns, times, positions, velocities)
 
 
-def plan_hold(previous: JointTrajectoryPlan | None, measured: JointMeasurement, now_ns: int, limits: JointLimits,
+def _start(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, now_ns: int, command: CommandLimits,
+           running: JointTrajectoryPlan | None) -> Start:
+    soonest = now_ns + int(MESSAGE_S * 1e9)
+    if running is None or running.end_ns <= soonest:
+        return Start((soonest - chunk.stamp_ns) * 1e-9, measured.positions, np.zeros_like(measured.positions), False)
+    # At its next point, or within its present segment if that is far: up to there the curve remains the same cubic.
+    join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))
+    positions, velocities = running.at(join_ns)
+    lost = _lost(running, measured, limits, command.stop_time_s)
+    return Start((join_ns - chunk.stamp_ns) * 1e-9, np.where(lost, measured.positions, positions),
+                 np.where(lost, 0.0, velocities), True)
+
+
+def _lost(running: JointTrajectoryPlan, measured: JointMeasurement, limits: JointLimits, lag_s: float) -> np.ndarray:
+    """bool [J]: when it was measured, the joint was farther from its command than it can lag behind."""
+    commanded, _ = running.at(measured.stamp_ns)
+    return np.abs(commanded - measured.positions) > limits.velocity * lag_s
+
+
+def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, now_ns: int, limits: JointLimits,
               stop_time_s: float) -> JointTrajectoryPlan:
-    """Come to rest within `stop_time_s`: from where the last trajectory is, or, if the robot is not there (it was
-    blocked, or never followed), at the position measured last."""
-    position, velocity = measured.positions, np.zeros_like(measured.positions)
-    if previous is not None:
-        planned, speed = previous.at(now_ns)
-        if (np.abs(planned - position) <= limits.velocity * stop_time_s).all():
-            position, velocity = planned, speed
-    end, _ = brake(position, velocity, limits, stop_time_s)
-    return JointTrajectoryPlan(now_ns, np.array([stop_time_s]), end[None], np.zeros_like(end)[None])
+    """Come to rest: every joint brakes from where the running trajectory is. One that is not there (it was blocked)
+    stays where it was measured; `measured` None, because too old to tell, trusts the trajectory."""
+    position, velocity = running.at(now_ns)
+    time_s = stop_time_s
+    if measured is not None and (lost := _lost(running, measured, limits, stop_time_s)).any():
+        gap = np.abs(measured.positions - position)[lost]
+        time_s = max(stop_time_s, float((gap / (SLOPE_SHARE * limits.velocity[lost])).max()))  # back within the limit
+        position, velocity = np.where(lost, measured.positions, position), np.where(lost, 0.0, velocity)
+    end, _ = brake(position, velocity, limits, time_s)
+    return JointTrajectoryPlan(now_ns, np.array([time_s]), end[None], np.zeros_like(end)[None])
 
 
 def brake(position: np.ndarray, velocity: np.ndarray, limits: JointLimits,
@@ -103,17 +143,19 @@ def brake(position: np.ndarray, velocity: np.ndarray, limits: JointLimits,
     return position + 0.5 * stop_time_s * speed, speed
 
 
-def limit_steps(wanted: np.ndarray, start: np.ndarray, spans_s: np.ndarray, limits: JointLimits) -> np.ndarray:
-    """Positions [K, J] as near to the wanted ones as limits allow, step by step from `start`.
+def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spans_s: np.ndarray,
+                limits: JointLimits) -> np.ndarray:
+    """Positions [K, J] as near to the wanted ones as limits allow, step by step from `start` and its `velocity` [J].
 
-    A robot that starts outside its limits is led back at the permitted speed.
+    The first slope keeps at least a third of the start's velocity: the cubic then does not overshoot, and its speed
+    stays within max(velocity, 1.5 x slope). A robot that starts outside its limits is led back at the permitted speed.
     """
     wanted = np.clip(wanted, limits.lower, limits.upper)
-    out, position = np.empty_like(wanted), start
+    out, position, reach = np.empty_like(wanted), start, SLOPE_SHARE * limits.velocity
+    low, high = np.where(velocity > 0, velocity / 3, -reach), np.where(velocity < 0, velocity / 3, reach)
     for k, span in enumerate(spans_s):
-        reach = SLOPE_SHARE * limits.velocity * span
-        position = np.clip(wanted[k], position - reach, position + reach)
-        out[k] = position
+        position = np.clip(wanted[k], position + low * span, position + high * span)
+        out[k], low, high = position, -reach, reach
     return out
 
 

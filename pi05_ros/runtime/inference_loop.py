@@ -79,18 +79,17 @@ class InferenceLoop:
         self._last_start_ns = -math.inf
         self._chunk_index = 0
 
-    def open(self) -> int:
-        """Start a new activation and return its epoch; inputs and chunk numbers begin anew."""
+    def open(self, epoch: int) -> None:
+        """Start the activation `epoch`, a number never used before; inputs and chunk numbers begin anew."""
         with self._gate:
             self._mailbox.clear()
-            self._epoch, self._open = self._epoch + 1, True
+            self._epoch, self._open = epoch, True
             self._last_start_ns, self._chunk_index = -math.inf, 0
-            return self._epoch
 
     def close(self) -> None:
-        """End the activation; a chunk in the making still comes out, with the old epoch."""
+        """End the activation; a chunk in the making still comes out, with its epoch."""
         with self._gate:
-            self._epoch, self._open = self._epoch + 1, False
+            self._open = False
 
     def forget_policy(self) -> None:
         """Close for good and let go of the policy; as the worker's job, so that its memory is freed on that thread."""

@@ -52,20 +52,21 @@ class Mailbox:
         self._last_take_ns = 0
         self.dropped: Counter[str] = Counter()  # inputs overwritten before anybody read them, by slot
 
-    def put(self, slot: str, value: Any, stamp_ns: int) -> None:
+    def put(self, slot: str, value: Any, stamp_ns: int, now_ns: int) -> None:
         """Replace the slot's content; a stamp older than the one there is counted and ignored.
 
-        One that is older by more than an input may be is no straggler: the clock was set back (a simulation began
-        anew), so all that was received under the old clock is forgotten.
+        Raises:
+            ObservationError: a stamp in the future, which would keep all later inputs out.
         """
+        if (ahead := (stamp_ns - now_ns) * 1e-9) > self.limits.max_skew_s:
+            raise ObservationError(f"input '{slot}'", expected="a stamp not later than now",
+                                   received=f"{ahead:.3f} s in the future", cause="future stamp",
+                                   way_out="Synchronise the clocks of the machines (chrony), or check use_sim_time.")
         with self._lock:
             held = self._slots.get(slot)
             if held is not None and stamp_ns < held.stamp_ns:
-                if age_s(Stamped(value, stamp_ns), held.stamp_ns) <= self.limits.max_age_s:
-                    self.dropped[f"{slot} out of order"] += 1
-                    return
-                self._slots.clear()
-                self._unread.clear()
+                self.dropped[f"{slot} out of order"] += 1
+                return
             if slot in self._unread and slot != self.STATE:  # the state is meant to be overwritten
                 self.dropped[slot] += 1
             self._slots[slot] = Stamped(value, stamp_ns)
@@ -83,16 +84,17 @@ class Mailbox:
             return self._slots.get(slot)
 
     def clear(self) -> None:
-        """Forget everything: inputs of an earlier activation must not drive a later one."""
+        """Forget everything: inputs of an earlier activation, or from before the clock was set back, must not drive
+        what comes later."""
         with self._lock:
+            self._last_take_ns = 0
             self._slots.clear()
             self._unread.clear()
 
     def missing(self, now_ns: int, max_age_s: float) -> dict[str, str]:
-        """{slot: why} of every input that is absent, too old, in the future, or keeps sets from completing."""
+        """{slot: why} of every input that is absent, too old, or keeps sets from completing."""
         with self._lock:
             slots, members, complete = dict(self._slots), self._members(), self._complete()
-            self._last_take_ns = min(self._last_take_ns, now_ns)  # the clock may have been set back
             idle_ns = now_ns - self._last_take_ns
         causes = {}
         for slot in (*self.required, self.STATE):
@@ -100,8 +102,6 @@ class Mailbox:
                 causes[slot] = "never arrived"
             elif (age := age_s(slots[slot], now_ns)) > max_age_s:
                 causes[slot] = f"last is {age:.2f} s old"
-            elif age < -self.limits.max_skew_s:
-                causes[slot] = f"stamped {-age:.2f} s in the future"
         if not causes and not complete and idle_ns > max_age_s * 1e9:
             lag, oldest, newest = _skew(members)
             causes[oldest] = f"stamps {lag:.3f} s behind {newest}, max_skew_s is {self.limits.max_skew_s}"
@@ -111,7 +111,7 @@ class Mailbox:
         """The newest set, marked as read; None if it is not complete. Silent optional cameras are left out.
 
         Raises:
-            ObservationError: an input of the set is stale or from the future.
+            ObservationError: an input of the set is stale.
         """
         with self._lock:
             if not self._complete():
@@ -155,7 +155,3 @@ def _check_age(slot: str, stamped: Stamped, now_ns: int, limits: InputLimits) ->
         raise ObservationError(f"input '{slot}'", expected=f"at most {limits.max_age_s} s old",
                                received=f"{age:.3f} s", cause="stale input",
                                way_out="Check its publisher, its clock and use_sim_time, or raise max_input_age_s.")
-    if age < -limits.max_skew_s:
-        raise ObservationError(f"input '{slot}'", expected="a stamp not later than now",
-                               received=f"{-age:.3f} s in the future", cause="future stamp",
-                               way_out="Synchronise the clocks of the machines (chrony), or check use_sim_time.")

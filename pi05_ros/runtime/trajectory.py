@@ -26,6 +26,11 @@ class JointTrajectoryPlan:
     def end_ns(self) -> int:
         return self.stamp_ns + int(round(self.times_s[-1] * 1e9))
 
+    def next_point_ns(self, time_ns: int) -> int:
+        """Time of the first point at or after a time; the last point's if there is none."""
+        k = int(np.searchsorted(self.times_s, (time_ns - self.stamp_ns) * 1e-9))
+        return self.stamp_ns + int(round(self.times_s[min(k, len(self.times_s) - 1)] * 1e9))
+
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Position and velocity [J] that a controller commands at a time: the cubic through the points' positions
         and velocities; held before the first point and after the last."""

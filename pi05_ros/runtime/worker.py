@@ -17,6 +17,9 @@ from pi05_ros.errors import WorkerError
 Result = TypeVar("Result")
 
 
+LONGEST_WAIT_S = 1.0  # then `due` is asked again: clocks jump, and a wait has a largest value
+
+
 class Worker:
     """Runs jobs in order and, between them, a repeating step while that is due."""
 
@@ -26,6 +29,7 @@ class Worker:
         self._changed = Condition()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._woken = self._stopping = False
+        self.failure: BaseException | None = None  # what ended the thread, if it was not `stop`
         self._thread = Thread(target=self._run, name="pi05_worker", daemon=True)
         self._thread.start()
 
@@ -70,11 +74,18 @@ class Worker:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # kept for whoever asks why the thread is gone
+            self.failure = error
+            raise
+
+    def _work(self) -> None:
         while True:
             wait = None if self._stopping else self._due()
             with self._changed:
                 if not self._jobs and not self._stopping and not self._woken and wait != 0:
-                    self._changed.wait(wait)
+                    self._changed.wait(None if wait is None else min(wait, LONGEST_WAIT_S))
                 job, self._woken = self._jobs.popleft() if self._jobs else None, False
                 if job is None and self._stopping:
                     return

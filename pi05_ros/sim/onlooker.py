@@ -15,6 +15,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.transforms.robot_file import Robot
 
+SPEED_TOLERANCE = 1.05  # a command that arrives after the point it joins at is met by a slightly other curve
+
 
 class Onlooker(Node):
     """Counts and checks every trajectory; keeps the last diagnostics."""
@@ -26,6 +28,7 @@ class Onlooker(Node):
         self._arrivals: list[float] = []
         self._violations: list[str] = []
         self._diagnostics: dict[str, str] = {}
+        self._fastest = 0.0  # largest share of a joint's speed limit that it was seen to move with
         self._low = np.full(len(robot.joints), np.inf)
         self._high = -self._low
         for controller in robot.controllers:
@@ -54,6 +57,8 @@ class Onlooker(Node):
 
     def _on_joints(self, message: JointState) -> None:
         self._low, self._high = np.minimum(self._low, message.position), np.maximum(self._high, message.position)
+        limits = np.array([self._bounds[name][2] for name in message.name])
+        self._fastest = max(self._fastest, float((np.abs(message.velocity) / limits).max()))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -64,6 +69,8 @@ class Onlooker(Node):
     def problems(self) -> list[str]:
         """Why this run was not good; empty if it was."""
         found = sorted(set(self._violations))
+        if self._fastest > SPEED_TOLERANCE:
+            found.append(f"a joint moved with {self._fastest:.2f} times its speed limit")
         if len(self._arrivals) < 2:
             found.append(f"expected a stream of trajectories, received {len(self._arrivals)}")
         elif not (self._high - self._low > 1e-3).any():
@@ -79,6 +86,7 @@ class Onlooker(Node):
             "rate_hz": round((len(times) - 1) / span, 2) if span else 0.0,
             "observation_to_command_ms_median": round(float(np.median(ages)), 1) if len(ages) else None,
             "observation_to_command_ms_p99": round(float(np.percentile(ages, 99)), 1) if len(ages) else None,
+            "fastest_share_of_limit": round(self._fastest, 3),
             "largest_joint_travel": round(float((self._high - self._low).max()), 3) if len(times) else 0.0,
             **kept,
         }

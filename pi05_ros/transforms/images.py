@@ -55,7 +55,7 @@ def decompress(data: bytes, encoding: str, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files make Pillow raise anything: OSError, SyntaxError, ValueError, ...
         raise ObservationError(f"image '{name}'", expected="a compressed picture, JPEG or PNG", cause="encoding",
                                received=f"{len(data)} bytes of '{encoding}': {error}",
                                way_out="Check the publisher's image_transport.") from error

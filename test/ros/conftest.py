@@ -6,8 +6,11 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2 (pip install 'pi05_ros[ros]', or source a ROS installation)")
 
+from fake_policy import FakePolicy  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from robot_stand_in import RobotStandIn  # noqa: E402
+
+from pi05_ros.ros.policy_node import PolicyNode  # noqa: E402
 
 
 @pytest.fixture
@@ -24,3 +27,29 @@ def executor():
 @pytest.fixture
 def robot(executor):
     return RobotStandIn(executor)
+
+
+@pytest.fixture
+def node(executor):
+    made = []
+
+    def load(**kwargs):
+        made.append(FakePolicy(kwargs["robot"]))
+        return made[-1]
+
+    node = PolicyNode(load_policy=load)
+    node.made = made
+    executor.add_node(node)
+    yield node
+    if node.parts is not None and node.parts.policy.gate is not None:
+        node.parts.policy.gate.release(1000)
+    if node.state_label in ("active", "inactive"):
+        node.trigger_shutdown()
+
+
+@pytest.fixture
+def active(node, robot):
+    assert node.trigger_configure().name == "SUCCESS"
+    assert node.trigger_activate().name == "SUCCESS"
+    robot.connect()
+    return node

@@ -51,7 +51,7 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
     assert lifecycle.change("activate") and lifecycle.state() == "active"
     robot.connect()
     policy = Policy.load(robot="arm6")
-    limits, sent = JointLimits(robot.robot), set()
+    limits, sent, running = JointLimits(robot.robot), set(), None
 
     def send():
         images = [robot.image(c) for c in range(3)]
@@ -62,9 +62,9 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
         robot.send(images, robot.joints())
 
     for n in range(5):
-        message = robot.next_trajectory(send)
+        robot.until(lambda n=n: len(robot.trajectories) > n, send, "a trajectory")
         robot.until(lambda n=n: len(robot.provenance) > n, what="its provenance")
-        made = provenance_of(robot.provenance[n])
+        message, made = robot.trajectories[n], provenance_of(robot.provenance[n])
         stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         consumed = {c: int(made[f"input_stamp_ns.{c}"]) for c in CAMERAS if f"input_stamp_ns.{c}" in made}
         assert sent.issuperset(consumed.values())
@@ -76,8 +76,8 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
         seen = {c: f for c, f in zip(CAMERAS, robot.frames, strict=True) if c in consumed}
         observation = Observation(seen, robot.positions.astype(np.float32), made["prompt"], stamp)
         chunk = policy.infer(observation, 2, seed=int(made["seed"]), chunk_index=int(made["chunk_index"]))
-        measured = JointMeasurement(stamp, robot.positions)
-        plan = plan_chunk(chunk, limits, measured, int(made["published_ns"]), CommandLimits())
+        measured = JointMeasurement(int(made["planned_from_stamp_ns"]), robot.positions)
+        running = plan = plan_chunk(chunk, limits, measured, int(made["published_ns"]), CommandLimits(), running)
         assert message.joint_names == robot.names and len(message.points) == len(plan.times_s)
         np.testing.assert_allclose([p.positions for p in message.points], plan.positions, atol=1e-5)
         np.testing.assert_allclose([p.velocities for p in message.points], plan.velocities, atol=1e-3)

@@ -1,5 +1,7 @@
 """From a chunk to a trajectory: what the controller draws between the points counts, not the points alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,8 @@ from hypothesis import strategies as st
 
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.runtime.chunking import CommandLimits, JointLimits, JointMeasurement, plan_chunk, plan_hold
-from pi05_ros.runtime.trajectory import hermite
 from pi05_ros.schema import ActionChunk
+from pi05_ros.sim.joint_integrator import JointIntegrator
 from pi05_ros.transforms.robot_file import ControllerSpec, JointSpec, Robot
 
 PERIOD = 0.02
@@ -30,48 +32,69 @@ def chunk(actions, age_s=0.1):
                        NOW - int(age_s * 1e9), PERIOD, "p", 10, 0, 0)
 
 
-def measured(positions, velocities=None, age_s=0.0):
-    return JointMeasurement(NOW - int(age_s * 1e9), np.asarray(positions, float), velocities)
-
-
-def executed(plan, start, samples=20):
-    """Positions and velocities that a controller commands from now on: cubic from `start` at rest, then the plan."""
-    age = (NOW - plan.stamp_ns) * 1e-9
-    times = np.concatenate([[age], plan.times_s])
-    positions = np.concatenate([[start], plan.positions])
-    velocities = np.concatenate([[np.zeros_like(start)], plan.velocities])
-    out = [hermite(u * (times[k + 1] - times[k]), times[k + 1] - times[k], positions[k], velocities[k],
-                   positions[k + 1], velocities[k + 1])
-           for k in range(len(plan.times_s)) for u in np.linspace(0, 1, samples)]
-    return np.array([p for p, _ in out]), np.array([v for _, v in out])
+def measured(positions, at=NOW):
+    return JointMeasurement(at, np.asarray(positions, float))
 
 
 numbers = st.floats(-5, 5, width=32)
+LATENCIES = st.sampled_from([0.0, 0.003, 0.02, 0.05, 0.2])
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(numbers, numbers), min_size=20, max_size=60), st.tuples(st.floats(-1, 1), st.floats(-1, 2)),
-       st.floats(0.0, 0.3))
-def test_whatever_the_model_says_the_executed_curve_keeps_every_limit(actions, start, age):
-    plan = plan_chunk(chunk(actions, age), LIMITS, measured(start), NOW, CommandLimits(max_committed_s=0.8))
-    positions, velocities = executed(plan, np.array(start))
-    assert (positions >= LIMITS.lower - 1e-9).all() and (positions <= LIMITS.upper + 1e-9).all()
-    assert (np.abs(velocities) <= LIMITS.velocity * (1 + 1e-9)).all()
-    assert (np.diff(plan.times_s) > 0).all() and (plan.velocities[-1] == 0).all()
-    assert plan.stamp_ns + plan.times_s[0] * 1e9 >= NOW and plan.end_ns <= NOW + 0.8e9 + 1
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.tuples(numbers, numbers), min_size=4, max_size=4), st.floats(0.02, 0.3),
+                          st.floats(0.03, 0.5)), min_size=2, max_size=6),
+       st.tuples(st.floats(-1, 1), st.floats(-1, 2)), LATENCIES, st.sampled_from([0.0, 0.001, 0.004]))
+def test_whatever_the_model_says_the_executed_motion_keeps_every_limit(chunks, start, latency, delay):
+    """Chunk after chunk on a controller, with late joint states and commands: positions and speeds as it draws them."""
+    controller, running, now = JointIntegrator(start), None, NOW
+    samples = []
+    for corners, age, pause in chunks:
+        ages = np.linspace(0, 3, 50)
+        actions = np.stack([np.interp(ages, np.arange(4), np.array(corners)[:, j]) for j in range(2)], axis=1)
+        made = replace(chunk(actions), stamp_ns=now - int(age * 1e9))
+        seen = measured(controller.at(now - int(latency * 1e9))[0] if running else start, now - int(latency * 1e9))
+        running = plan_chunk(made, LIMITS, seen, now, CommandLimits(max_committed_s=0.8), running)
+        assert (np.diff(running.times_s) > 0).all() and (running.velocities[-1] == 0).all()
+        assert running.times_s[0] * 1e9 + running.stamp_ns > now and running.end_ns <= now + 0.8e9 + 1
+        for t in np.arange(0, delay, 0.0005):  # the command travels
+            samples.append(controller.at(now + int(t * 1e9)))
+        assert controller.execute(running, now + int(delay * 1e9))
+        for t in np.arange(delay, pause, 0.0005):
+            samples.append(controller.at(now + int(t * 1e9)))
+        now += int(pause * 1e9)
+    hold = plan_hold(running, None, now, LIMITS, 0.2)
+    assert controller.execute(hold, now)
+    samples += [controller.at(now + int(t * 1e9)) for t in np.arange(0, 0.3, 0.0005)]
+    positions, velocities = np.array([p for p, _ in samples]), np.array([v for _, v in samples])
+    assert (positions >= LIMITS.lower - 2e-3).all() and (positions <= LIMITS.upper + 2e-3).all()
+    assert (np.abs(velocities) <= LIMITS.velocity * 1.02).all()
+    assert (velocities[-1] == 0).all()
 
 
 def test_a_slow_motion_passes_unchanged_with_matching_velocities():
     line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
     plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
     np.testing.assert_allclose(plan.positions[:-1], line[6:6 + len(plan.positions) - 1], atol=1e-6)
-    np.testing.assert_allclose(plan.velocities[:-1], np.tile([0.5, -0.5], (len(plan.times_s) - 1, 1)), atol=1e-4)
+    np.testing.assert_allclose(plan.velocities[1:-1], np.tile([0.5, -0.5], (len(plan.times_s) - 2, 1)), atol=1e-4)
     np.testing.assert_allclose(plan.times_s[:-1], np.arange(6, 6 + len(plan.times_s) - 1) * PERIOD)
 
 
 def test_drops_the_actions_whose_time_has_passed():
     plan = plan_chunk(chunk(np.zeros((30, 2)), age_s=0.2), LIMITS, measured([0, 0]), NOW, CommandLimits())
     assert plan.times_s[0] == pytest.approx(0.22)
+
+
+def test_keeps_the_running_trajectory_up_to_its_next_point():
+    line = np.stack([np.arange(50) * 0.02, np.zeros(50)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    later = NOW + 205_000_000
+    behind = measured(running.at(later - 50_000_000)[0], later - 50_000_000)  # joint states are 50 ms old
+    plan = plan_chunk(replace(chunk(line[::-1]), stamp_ns=later - 100_000_000), LIMITS, behind, later, CommandLimits(),
+                      running)
+    joined = plan.stamp_ns + int(round(plan.times_s[0] * 1e9))
+    assert joined > later
+    np.testing.assert_allclose(plan.positions[0], running.at(joined)[0], atol=1e-9)
+    np.testing.assert_allclose(plan.velocities[0], running.at(joined)[1], atol=1e-9)
 
 
 def test_ends_no_later_than_what_may_be_committed():
@@ -109,7 +132,7 @@ def test_leads_a_robot_back_that_stands_outside_its_limits():
 def test_velocity_actions_are_integrated_from_the_measured_position():
     limits = JointLimits(robot(("velocity", "position"), "joint_velocity"))
     actions = np.stack([np.full(30, 0.5), np.full(30, 0.3)], axis=1)
-    plan = plan_chunk(chunk(actions, age_s=0.1), limits, measured([0.2, 0.3], age_s=0.0), NOW, CommandLimits())
+    plan = plan_chunk(chunk(actions, age_s=0.1), limits, measured([0.2, 0.3]), NOW, CommandLimits())
     expected = 0.2 + 0.5 * (plan.times_s[:-1] - 0.1)
     np.testing.assert_allclose(plan.positions[:-1, 0], expected, atol=1e-6)
     np.testing.assert_allclose(plan.positions[:-1, 1], 0.3, atol=1e-6)
@@ -125,22 +148,36 @@ def test_a_hold_brakes_from_the_running_trajectory():
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
     later = NOW + 200_000_000
     position, velocity = running.at(later)
-    hold = plan_hold(running, measured(position), later, LIMITS, 0.2)
+    hold = plan_hold(running, measured(position, later), later, LIMITS, 0.2)
     np.testing.assert_allclose(hold.positions[0], position + 0.1 * velocity)
     assert hold.positions[0, 0] > position[0] and (hold.velocities == 0).all() and hold.times_s.tolist() == [0.2]
 
 
-def test_a_hold_stays_with_a_robot_that_did_not_follow():
-    line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
+def test_a_hold_leaves_a_blocked_joint_where_it_is_and_brakes_the_others():
+    line = np.stack([np.arange(40) * 0.02, np.arange(40) * 0.02], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
-    blocked = np.array([-0.9, 0.0])
-    hold = plan_hold(running, measured(blocked), NOW + 400_000_000, LIMITS, 0.2)
-    np.testing.assert_allclose(hold.positions[0], blocked)
+    later = NOW + 400_000_000
+    position, velocity = running.at(later)
+    hold = plan_hold(running, measured([-0.9, position[1]], later), later, LIMITS, 0.2)
+    assert hold.positions[0, 0] == -0.9
+    np.testing.assert_allclose(hold.positions[0, 1], position[1] + 0.5 * hold.times_s[0] * velocity[1])
+    assert (np.abs(hold.positions[0] - position) / hold.times_s[0] <= LIMITS.velocity / 1.5 + 1e-9).all()
+
+
+def test_a_hold_with_old_joints_trusts_the_trajectory():
+    """A measurement from a second ago must not send the robot back to where it was then."""
+    line = np.stack([np.arange(80) * 0.02, np.zeros(80)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    later = NOW + 400_000_000
+    assert plan_hold(running, None, later, LIMITS, 0.2).positions[0, 0] > running.at(later)[0][0]
+    just_late = measured(running.at(later - 300_000_000)[0], later - 300_000_000)
+    assert plan_hold(running, just_late, later, LIMITS, 0.2).positions[0, 0] > running.at(later)[0][0]
 
 
 def test_a_hold_near_a_limit_ends_inside_it():
     line = np.stack([0.5 + np.arange(40) * 0.02, np.zeros(40)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
     for ms in range(0, 900, 50):
-        hold = plan_hold(running, measured(running.at(NOW + ms * 10**6)[0]), NOW + ms * 10**6, LIMITS, 0.2)
+        now = NOW + ms * 10**6
+        hold = plan_hold(running, measured(running.at(now)[0], now), now, LIMITS, 0.2)
         assert (hold.positions <= LIMITS.upper + 1e-9).all()

@@ -53,8 +53,8 @@ class Bench:
         return Observation({}, np.zeros(2, np.float32), prompt, taken["cam"].stamp_ns)
 
     def send(self, stamp, value="good"):
-        self.mailbox.put("state", 0, stamp)
-        self.mailbox.put("cam", value, stamp)
+        self.mailbox.put("state", 0, stamp, stamp)
+        self.mailbox.put("cam", value, stamp, stamp)
 
     def next(self):
         return self._out.get(timeout=TIMEOUT)
@@ -74,7 +74,7 @@ def bench():
 
 def test_jobs_and_inference_share_one_thread(bench):
     assert bench.worker.call(lambda: threading.current_thread().name).result(TIMEOUT) == "pi05_worker"
-    bench.loop.open()
+    bench.loop.open(1)
     bench.policy.release.release()
     bench.send(1_000)
     bench.next()
@@ -102,7 +102,7 @@ def test_nothing_runs_before_the_gate_opens(bench):
 
 
 def test_a_busy_worker_takes_the_newest_set_next(bench):
-    bench.loop.open()
+    bench.loop.open(1)
     bench.send(1_000)
     bench.entered()
     for stamp in (1_001, 1_002, 1_003):
@@ -115,17 +115,17 @@ def test_a_busy_worker_takes_the_newest_set_next(bench):
 
 
 def test_a_chunk_made_across_a_deactivation_carries_the_old_epoch(bench):
-    epoch = bench.loop.open()
+    bench.loop.open(7)
     bench.send(1_000)
     bench.entered()
     bench.loop.close()
-    reopened = bench.loop.open()
+    bench.loop.open(8)
     bench.policy.release.release()
-    assert bench.next().epoch == epoch < reopened
+    assert bench.next().epoch == 7
 
 
 def test_settings_change_between_chunks_and_never_inside_one(bench):
-    bench.loop.open()
+    bench.loop.open(1)
     bench.send(1_000)
     bench.entered()
     bench.settings = LoopSettings(denoising_steps=3, prompt="second")
@@ -140,25 +140,25 @@ def test_settings_change_between_chunks_and_never_inside_one(bench):
 
 def test_chunk_numbers_begin_anew_with_each_activation(bench):
     bench.policy.release.release(3)
-    for _ in range(2):
-        bench.loop.open()
+    for epoch in range(2):
+        bench.loop.open(epoch)
         bench.send(1_000)
         assert bench.next().chunk.chunk_index == 0
         bench.loop.close()
 
 
 def test_a_bad_input_is_reported_and_the_loop_lives_on(bench):
-    epoch = bench.loop.open()
+    bench.loop.open(3)
     bench.send(1_000, "bad")
-    reported_epoch, error = bench.next()
-    assert (reported_epoch, error.cause) == (epoch, "encoding")
+    epoch, error = bench.next()
+    assert (epoch, error.cause) == (3, "encoding")
     bench.policy.release.release()
     bench.send(1_001)
     assert bench.next().chunk.stamp_ns == 1_001
 
 
 def test_a_broken_policy_closes_the_gate_and_says_why(bench):
-    bench.loop.open()
+    bench.loop.open(1)
     bench.policy.error = RuntimeError("CUDA error: out of memory")
     bench.policy.release.release()
     bench.send(1_000)
@@ -178,11 +178,11 @@ def test_horizon_and_rate_set_the_pause_between_two_starts(settings, pause):
     assemble = lambda taken, prompt: Observation({}, np.zeros(2), prompt, taken["cam"].stamp_ns)  # noqa: E731
     loop = InferenceLoop(policy, mailbox, assemble, lambda: settings, lambda: now[0], lambda delivery: None,
                          lambda failure: None)
-    loop.open()
+    loop.open(1)
 
     def send():
-        mailbox.put("state", 0, now[0])
-        mailbox.put("cam", 0, now[0])
+        mailbox.put("state", 0, now[0], now[0])
+        mailbox.put("cam", 0, now[0], now[0])
 
     send()
     assert loop.due() == 0.0
@@ -198,7 +198,7 @@ def test_horizon_and_rate_set_the_pause_between_two_starts(settings, pause):
 def test_a_clock_set_back_does_not_stop_the_loop(bench):
     bench.settings = LoopSettings(execution_horizon=5)
     bench.now = 10**12
-    bench.loop.open()
+    bench.loop.open(1)
     bench.policy.release.release(2)
     bench.send(10**12)
     bench.next()
@@ -211,3 +211,21 @@ def test_a_clock_set_back_does_not_stop_the_loop(bench):
 def test_a_future_keeps_even_a_system_exit(bench):
     future: Future = bench.worker.call(lambda: (_ for _ in ()).throw(SystemExit(3)))
     assert isinstance(future.exception(TIMEOUT), SystemExit) and bench.worker.alive
+
+
+def test_a_pause_of_centuries_does_not_end_the_thread(bench):
+    bench.settings = LoopSettings(max_rate_hz=1e-10)
+    bench.loop.open(1)
+    bench.policy.release.release(2)
+    bench.send(1_000)
+    bench.next()
+    bench.send(1_001)
+    assert bench.worker.call(lambda: 7).result(TIMEOUT) == 7 and bench.worker.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_says_what_ended_it():
+    worker = Worker()
+    worker.repeat(lambda: 1 / 0, lambda: None)
+    worker._thread.join(TIMEOUT)
+    assert not worker.alive and isinstance(worker.failure, ZeroDivisionError)

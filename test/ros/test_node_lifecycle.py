@@ -1,10 +1,9 @@
-"""The node in this process, with real messages over DDS and a policy that the test controls."""
+"""Lifecycle, failures and parameters: the node in this process, with real messages over DDS and a fake policy."""
 
 from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 from rclpy.parameter import Parameter
 from robot_stand_in import PATIENCE_S, provenance_of
@@ -13,137 +12,6 @@ from std_msgs.msg import String
 from pi05_ros.errors import CheckpointError
 from pi05_ros.ros.lifecycle_client import LifecycleClient
 from pi05_ros.ros.policy_node import PolicyNode
-from pi05_ros.schema import ActionChunk
-
-
-class FakePolicy:
-    """Wants every joint at its present position plus 0.01; records observations; may fail or wait."""
-
-    def __init__(self, robot):
-        self.robot, self.seen, self.error, self.gate = robot, [], None, None
-        self.entered = threading.Semaphore(0)
-
-    def summary(self):
-        return "fake"
-
-    def infer(self, observation, num_steps, *, chunk_index):
-        self.seen.append(observation)
-        self.entered.release()
-        if self.gate is not None:
-            assert self.gate.acquire(timeout=PATIENCE_S)
-        if self.error is not None:
-            raise self.error
-        actions = np.tile(observation.state + 0.01, (50, 1)).astype(np.float32)
-        return ActionChunk(actions, np.zeros((50, 32), np.float32), observation.stamp_ns, 0.02, observation.prompt,
-                           num_steps, 0, chunk_index, stage_times_ms={"total": 1.0})
-
-
-@pytest.fixture
-def node(executor):
-    made = []
-
-    def load(**kwargs):
-        made.append(FakePolicy(kwargs["robot"]))
-        return made[-1]
-
-    node = PolicyNode(load_policy=load)
-    node.made = made
-    executor.add_node(node)
-    yield node
-    if node.parts is not None and node.parts.policy.gate is not None:
-        node.parts.policy.gate.release(1000)
-    if node.state_label in ("active", "inactive"):
-        node.trigger_shutdown()
-
-
-@pytest.fixture
-def active(node, robot):
-    assert node.trigger_configure().name == "SUCCESS"
-    assert node.trigger_activate().name == "SUCCESS"
-    robot.connect()
-    return node
-
-
-def test_a_set_of_inputs_becomes_a_trajectory_stamped_by_its_newest_camera(active, robot):
-    message = robot.next_trajectory()
-    seen = active.parts.policy.seen[0]
-    assert message.joint_names == robot.names
-    assert message.header.stamp.sec * 10**9 + message.header.stamp.nanosec == seen.stamp_ns
-    times = [p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points]
-    assert times == sorted(set(times)) and times[0] > 0
-    assert list(message.points[-1].velocities) == [0.0] * 7
-    np.testing.assert_allclose(message.points[-2].positions, robot.positions + 0.01, atol=1e-6)
-    assert {c: f.shape for c, f in seen.images.items()} == {c: (48, 64, 3) for c in robot.robot.cameras}
-    np.testing.assert_array_equal(seen.images["left_wrist_0_rgb"], robot.frames[1])
-
-
-def test_joints_are_mapped_by_name_whatever_their_order_and_company(active, robot):
-    order = [6, 0, 5, 1, 4, 2, 3]
-    mixed = lambda: robot.send(joints=robot.joints(  # noqa: E731
-        name=["wheel", *(robot.names[i] for i in order)], position=[99.0, *(float(robot.positions[i]) for i in order)]))
-    robot.next_trajectory(mixed)
-    np.testing.assert_allclose(active.parts.policy.seen[0].state, robot.positions, atol=1e-6)
-
-
-def test_other_encodings_arrive_as_rgb(active, robot):
-    bgr = robot.frames[0][:, :, ::-1].tobytes()
-
-    def send():
-        robot.send([robot.image(0, encoding="bgr8", data=bgr), robot.image(1), robot.image(2)])
-
-    robot.next_trajectory(send)
-    np.testing.assert_array_equal(active.parts.policy.seen[0].images["base_0_rgb"], robot.frames[0])
-
-
-def test_an_optional_camera_that_is_silent_is_left_out(active, robot):
-    robot.next_trajectory(lambda: robot.send([robot.image(0), robot.image(1), None]))
-    assert set(active.parts.policy.seen[0].images) == {"base_0_rgb", "left_wrist_0_rgb"}
-
-
-def test_absent_cameras_are_not_waited_for(node, robot):
-    node.set_parameters([Parameter("absent_cameras", value="left_wrist, right_wrist")])
-    assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
-    robot.next_trajectory(lambda: robot.send([robot.image(0), None, None]))
-    assert set(node.parts.policy.seen[0].images) == {"base_0_rgb"}
-
-
-BAD_INPUTS = {
-    "encoding": lambda r: r.send([r.image(0, encoding="yuv422"), r.image(1), r.image(2)]),
-    "image size": lambda r: r.send([r.image(0, width=0, height=0, step=0, data=b""), r.image(1), r.image(2)]),
-    "missing joint": lambda r: r.send(joints=r.joints(name=r.names[1:], position=r.positions[1:].tolist())),
-    "joint count": lambda r: r.send(joints=r.joints(position=r.positions[1:].tolist())),
-    "non-finite joint": lambda r: r.send(joints=r.joints(position=[float("nan")] * 7)),
-    "stale input": lambda r: r.send([r.image(c, age_s=0.6) for c in range(3)], r.joints(age_s=0.6)),
-    "unusable left_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1, age_s=3.0), r.image(2)]),  # old
-    "unusable right_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1), r.image(2, age_s=0.3)]),  # lags behind
-    "unusable base_0_rgb": lambda r: r.send([r.image(0, age_s=-3.0), r.image(1), r.image(2)]),  # in the future
-}
-
-
-@pytest.mark.parametrize("cause", BAD_INPUTS)
-def test_a_bad_input_is_named_once_nothing_is_published_and_good_input_goes_on(active, robot, cause, capfd):
-    def bad():
-        BAD_INPUTS[cause](robot)
-
-    robot.until(lambda: active.diagnostics.refused[cause] >= 3, bad, cause)
-    assert robot.trajectories == [] and active.state_label == "active"
-    said = [line for line in capfd.readouterr().err.splitlines() if f"[{cause}," in line]
-    assert len(said) == 1 and "expected" in said[0] and "received" in said[0]
-    active.parts.mailbox.clear()
-    robot.next_trajectory()
-
-
-def test_silence_of_the_cameras_holds_the_robot_and_says_so(active, robot):
-    robot.set_parameter("input_timeout_s", 0.3)
-    chunk = robot.next_trajectory()
-    robot.until(lambda: len(robot.trajectories) > 1 and len(robot.trajectories[-1].points) == 1,
-                lambda: robot.send(images=[]), "a hold")
-    hold = robot.trajectories[-1]
-    assert len(chunk.points) > 1 and list(hold.points[0].velocities) == [0.0] * 7
-    assert active.diagnostics.refused["unusable base_0_rgb"] >= 1
-    robot.until(lambda: robot.next_diagnostics()["level"] == b"\x02", what="an ERROR in diagnostics")
-    robot.next_trajectory()  # the cameras are back, the robot moves again
-    assert active.state_label == "active"
 
 
 def test_deactivation_holds_the_robot_and_nothing_of_the_old_activation_follows(active, robot):
@@ -207,6 +75,24 @@ def test_an_illegal_transition_is_answered_and_the_node_lives(node, robot, execu
     assert client.change("configure") is True
 
 
+def test_a_request_to_stop_interrupts_loading(node):
+    loading = threading.Event()
+
+    def load(on_progress, **kwargs):
+        loading.set()
+        while True:  # as loading tensor after tensor does
+            on_progress(1, 2)
+
+    def ask():
+        assert loading.wait(PATIENCE_S)
+        node.stop_requested = True
+
+    node._load_policy = load
+    threading.Thread(target=ask).start()
+    assert node.trigger_configure().name == "FAILURE"
+    assert not [t for t in threading.enumerate() if t.name == "pi05_worker"]
+
+
 def test_every_transition_and_back(node, robot):
     for _ in range(3):
         for transition in ("configure", "activate", "deactivate", "cleanup"):
@@ -234,7 +120,7 @@ def test_denoising_steps_from_outside_take_effect_in_the_next_chunk(active, robo
 
 @pytest.mark.parametrize(("name", "value", "reason"), [
     ("denoising_steps", 0, "range"), ("denoising_steps", 51, "range"), ("denoising_steps", "many", "type"),
-    ("max_input_age_s", -1.0, "range"), ("stop_time_s", 5.0, "expected stop_time_s < max_committed_s"),
+    ("max_input_age_s", -1.0, "range"), ("stop_time_s", 5.0, "expected stop_time_s <= max_committed_s / 2"),
     ("checkpoint", "/elsewhere", "only while unconfigured"),
 ])
 def test_a_bad_value_is_refused_with_the_reason(active, robot, name, value, reason):
@@ -277,3 +163,20 @@ def test_a_configuration_that_cannot_work_is_refused_with_the_reason(node, capfd
     node.set_parameters([Parameter(name, value=value)])
     assert node.trigger_configure().name == "FAILURE"
     assert reason in capfd.readouterr().err and node.state_label == "unconfigured"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_died_deactivates_the_node(active, robot, capfd):
+    robot.next_trajectory()
+    active.parts.worker.repeat(lambda: 1 / 0, lambda: None)
+    robot.until(lambda: active.state_label == "inactive", robot.send, "deactivation")
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert active.trigger_activate().name == "FAILURE"
+    assert active.trigger_cleanup().name == "SUCCESS" and active.trigger_configure().name == "SUCCESS"
+
+
+def test_parameters_that_contradict_each_other_at_the_start_are_refused(executor, capfd):
+    node = PolicyNode(parameter_overrides=[Parameter("stop_time_s", value=3.0)])
+    executor.add_node(node)
+    assert node.trigger_configure().name == "FAILURE"
+    assert "stop_time_s and max_committed_s: expected" in capfd.readouterr().err

@@ -1,0 +1,54 @@
+"""Loading the policy: minutes at full size, so it tells how far it is and can be interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from typing import Any
+
+from pi05_ros.errors import WorkerError
+from pi05_ros.runtime.policy import Policy
+from pi05_ros.transforms.robot_file import Robot
+
+SAY_EVERY_S = 2.0
+
+
+def load(make: Callable[..., Policy], robot: Robot, values: dict[str, Any], say: Callable[[str], object],
+         stop: Callable[[], bool]) -> Policy:
+    """Make the policy from the node's parameter `values`, on the worker's thread.
+
+    Raises:
+        WorkerError: `stop` became true on the way.
+        ConfigError, CheckpointError, BackendError: as `Policy.load`.
+    """
+    said_s = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said_s
+        if stop():
+            raise interrupted()
+        if time.monotonic() - said_s > SAY_EVERY_S:
+            said_s = time.monotonic()
+            say(f"loading weights: {100 * done // total} %")
+
+    return make(checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],
+                device=values["device"], dtype=values["dtype"], seed=values["seed"],
+                tokenizer=values["tokenizer"] or None, action_horizon=values["action_horizon"] or None,
+                rope_inv_freq=values["rope_inv_freq"], prompt_format=values["prompt_format"] or None,
+                size=values["size"], on_progress=on_progress)
+
+
+def wait(future: Future[Policy], stop: Callable[[], bool]) -> Policy:
+    """The loaded policy, for the executor's thread, which holds no lock meanwhile; WorkerError if `stop` is asked."""
+    while True:
+        try:
+            return future.result(timeout=0.2)
+        except NotYet:
+            if stop():
+                raise interrupted() from None
+
+
+def interrupted() -> WorkerError:
+    return WorkerError("configure", expected="time to load", received="a request to stop", way_out="Start again.")

@@ -1,0 +1,32 @@
+"""A policy that the test controls, in place of `Policy`."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from robot_stand_in import PATIENCE_S
+
+from pi05_ros.schema import ActionChunk
+
+
+class FakePolicy:
+    """Wants every joint at its present position plus 0.01; records observations; may fail or wait."""
+
+    def __init__(self, robot):
+        self.robot, self.seen, self.error, self.gate, self.wanted = robot, [], None, None, 0.01
+        self.entered = threading.Semaphore(0)
+
+    def summary(self):
+        return "fake"
+
+    def infer(self, observation, num_steps, *, chunk_index):
+        self.seen.append(observation)
+        self.entered.release()
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+        actions = np.tile(observation.state + self.wanted, (500, 1)).astype(np.float32)
+        return ActionChunk(actions, np.zeros((500, 32), np.float32), observation.stamp_ns, 0.02, observation.prompt,
+                           num_steps, 0, chunk_index, stage_times_ms={"total": 1.0})
