@@ -33,9 +33,12 @@ def run(args: argparse.Namespace) -> Report:
     profile = share_directory() / "config" / "fastdds.xml"
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
+    # On a CPU: threads that wait for a core at PyTorch's barriers cost seconds, so leave one to the other processes.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
     settings = {"robot": args.robot, "checkpoint": str(args.checkpoint or ""), "backend": args.backend,
                 "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
-                "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": args.prompt}
+                "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": args.prompt,
+                "command_lead_s": 0.06}  # the simulated controller is Python on a shared CPU, slower than a real one
     processes = {
         "robot": start("pi05_ros.sim.robot_node", {"robot": args.robot}),
         "policy": start("pi05_ros.ros.node", settings),

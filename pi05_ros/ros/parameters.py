@@ -76,6 +76,8 @@ PARAMETERS = (
                   live=True),
     ParameterSpec("max_committed_s", 1.0, "A trajectory ends at most this far ahead [s].", 0.1, 60.0, live=True),
     ParameterSpec("stop_time_s", 0.2, "Time in which the robot is brought to rest [s].", 0.01, 10.0, live=True),
+    ParameterSpec("command_lead_s", 0.02, "What is commanded for so long ahead does not change: longer than a "
+                  "command takes to its controller [s].", 0.0, 1.0, live=True),
 )
 SPECS = {spec.name: spec for spec in PARAMETERS}
 
@@ -106,9 +108,10 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
         if spec.choices and parameter.value not in spec.choices:
             choices = ", ".join(map(repr, spec.choices))
             return _no(f"{spec.name}: expected one of {choices}, received '{parameter.value}'.")
-    if 2 * after["stop_time_s"] > after["max_committed_s"]:
-        return _no(f"stop_time_s and max_committed_s: expected stop_time_s <= max_committed_s / 2, received "
-                   f"{after['stop_time_s']} and {after['max_committed_s']}. Braking is part of what is committed.")
+    if 2 * (after["stop_time_s"] + after["command_lead_s"]) > after["max_committed_s"]:
+        return _no("stop_time_s, command_lead_s and max_committed_s: expected the sum of the first two to be at most "
+                   f"half of the third, received {after['stop_time_s']}, {after['command_lead_s']} and "
+                   f"{after['max_committed_s']}. Both are part of what is committed.")
     return SetParametersResult(successful=True)
 
 
@@ -139,7 +142,7 @@ def input_limits(values: dict[str, Any]) -> InputLimits:
 
 
 def command_limits(values: dict[str, Any]) -> CommandLimits:
-    return CommandLimits(values["max_committed_s"], values["stop_time_s"])
+    return CommandLimits(values["max_committed_s"], values["stop_time_s"], values["command_lead_s"])
 
 
 def _no(reason: str) -> SetParametersResult:

@@ -16,7 +16,7 @@ from pi05_ros.transforms.robot_file import Robot
 
 # A cubic that starts and ends at rest peaks at 1.5 times its mean speed: slopes keep this share of the limit.
 SLOPE_SHARE = 2.0 / 3.0
-MESSAGE_S = 0.005  # until a command has reached its controller: nothing nearer than this is commanded
+SOONEST_STOP_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ NON_FINITE = "non-finite command"  # the `cause` for which the robot is held at 
 
 @dataclass(frozen=True)
 class CommandLimits:
-    """max_committed_s: a trajectory ends at most this far ahead of now; stop_time_s: time of its braking to rest."""
+    """max_committed_s: a trajectory ends at most this far ahead of now; stop_time_s: time of its braking to rest;
+    lead_s: nothing changes nearer than this, so that a command reaches its controller before it matters."""
 
     max_committed_s: float = 1.0
     stop_time_s: float = 0.2
+    lead_s: float = 0.02
 
 
 class JointLimits:
@@ -54,13 +56,13 @@ class JointLimits:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a new trajectory begins: positions and velocities [J] at `time_s` after the chunk's stamp. `running`: it is
-    a point of the trajectory that is being executed, which the new one keeps."""
+    """How a new trajectory begins: K points of the running one, which it keeps, the last of them the join; or one
+    point at rest, `kept` False, where the robot was measured. Times [K] after the chunk's stamp."""
 
-    time_s: float
+    times_s: np.ndarray
     positions: np.ndarray
     velocities: np.ndarray
-    running: bool
+    kept: bool
 
 
 def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, now_ns: int,
@@ -68,9 +70,9 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     """The trajectory to publish at `now_ns` for a chunk.
 
     Action k is meant for stamp + k * period (a velocity action acts from there to the next). Actions whose time has
-    passed are dropped, those beyond the commitment too. The `running` trajectory is followed to its next point and left
-    there with its velocity; without one the robot starts from rest where it was measured. From there every step stays
-    within position and velocity limits, and a braking point brings all joints to rest.
+    passed are dropped, those beyond the commitment too. The `running` trajectory is kept for `lead_s` and left at its
+    next point with its velocity; without one the robot starts from rest where it was measured. From there every step
+    stays within position and velocity limits, and a braking point brings all joints to rest.
 
     Raises:
         ObservationError: all actions lie in the past; actions or the measurement are not finite.
@@ -79,39 +81,55 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
         raise ObservationError("command", expected="finite actions and joint positions", received="NaN or infinity",
                                way_out="Check the joint states and the checkpoint.", cause=NON_FINITE)
     period, age = chunk.control_period_s, (now_ns - chunk.stamp_ns) * 1e-9
-    start = _start(chunk, limits, measured, now_ns, command, running)
     wanted, times = _wanted_positions(chunk, limits, measured)
+    start = _start(chunk, times, limits, measured, now_ns, command, running)
     last = age + command.max_committed_s - command.stop_time_s
-    keep = (times >= start.time_s + 0.5 * period) & (times <= last)  # a nearer one could not be reached smoothly
+    keep = (times >= start.times_s[-1] + 0.5 * period) & (times <= last)  # a nearer one could not be reached smoothly
     if not keep.any():
         raise ObservationError("chunk", expected=f"actions between now and {command.max_committed_s} s ahead",
                                received=f"an observation {age:.3f} s old and {len(times)} actions of {period:.3f} s",
                                way_out="Lower denoising_steps, use a faster backend, or a longer action horizon.",
                                cause="late chunk")
     times = times[keep]
-    spans = np.diff(times, prepend=start.time_s)
-    positions = limit_steps(wanted[keep], start.positions, start.velocities, spans, limits)
-    slopes = np.diff(positions, axis=0, prepend=start.positions[None]) / spans[:, None]
+    spans = np.diff(times, prepend=start.times_s[-1])
+    positions = limit_steps(wanted[keep], start.positions[-1], start.velocities[-1], spans, limits)
+    slopes = np.diff(positions, axis=0, prepend=start.positions[-1:]) / spans[:, None]
     end, end_velocity = brake(positions[-1], slopes[-1], limits, command.stop_time_s)
     velocities = np.concatenate([monotone_velocities(slopes), end_velocity[None], np.zeros_like(end)[None]])
     times, positions = np.append(times, times[-1] + command.stop_time_s), np.concatenate([positions, end[None]])
-    if start.running:
-        times, positions = np.append(start.time_s, times), np.concatenate([start.positions[None], positions])
-        velocities = np.concatenate([start.velocities[None], velocities])
+    if start.kept:
+        times, positions = np.append(start.times_s, times), np.concatenate([start.positions, positions])
+        velocities = np.concatenate([start.velocities, velocities])
     return JointTrajectoryPlan(chunk.stamp_ns, times, positions, velocities)
 
 
-def _start(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, now_ns: int, command: CommandLimits,
-           running: JointTrajectoryPlan | None) -> Start:
-    soonest = now_ns + int(MESSAGE_S * 1e9)
+def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured: JointMeasurement, now_ns: int,
+           command: CommandLimits, running: JointTrajectoryPlan | None) -> Start:
+    soonest = now_ns + int(command.lead_s * 1e9)
     if running is None or running.end_ns <= soonest:
-        return Start((soonest - chunk.stamp_ns) * 1e-9, measured.positions, np.zeros_like(measured.positions), False)
-    # At its next point, or within its present segment if that is far: up to there the curve remains the same cubic.
+        rest = measured.positions[None]
+        return Start(np.array([(soonest - chunk.stamp_ns) * 1e-9]), rest, np.zeros_like(rest), False)
+    # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
     join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))
-    positions, velocities = running.at(join_ns)
+    later = [t for t in running.points_ns() if t > join_ns]
+    while later and not _can_leave(running, join_ns, chunk, times, limits):
+        join_ns = later.pop(0)
+    times_ns = [t for t in running.points_ns() if now_ns < t < join_ns] + [join_ns]
+    positions, velocities = (np.array(part) for part in zip(*map(running.at, times_ns), strict=True))
     lost = _lost(running, measured, limits, command.stop_time_s)
-    return Start((join_ns - chunk.stamp_ns) * 1e-9, np.where(lost, measured.positions, positions),
+    return Start((np.array(times_ns) - chunk.stamp_ns) * 1e-9, np.where(lost, measured.positions, positions),
                  np.where(lost, 0.0, velocities), True)
+
+
+def _can_leave(running: JointTrajectoryPlan, join_ns: int, chunk: ActionChunk, times: np.ndarray,
+               limits: JointLimits) -> bool:
+    """Whether the velocity at the join, a third of which the first slope keeps, carries no joint beyond its limits."""
+    join_s = (join_ns - chunk.stamp_ns) * 1e-9
+    span = next((t - join_s for t in times if t >= join_s + 0.5 * chunk.control_period_s), 0.0)
+    position, velocity = running.at(join_ns)
+    carried = position + velocity / 3 * span
+    beyond = (velocity > 0) & (carried > limits.upper) | (velocity < 0) & (carried < limits.lower)
+    return not beyond.any()
 
 
 def _lost(running: JointTrajectoryPlan, measured: JointMeasurement, limits: JointLimits, lag_s: float) -> np.ndarray:
@@ -130,6 +148,10 @@ def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, n
         gap = np.abs(measured.positions - position)[lost]
         time_s = max(stop_time_s, float((gap / (SLOPE_SHARE * limits.velocity[lost])).max()))  # back within the limit
         position, velocity = np.where(lost, measured.positions, position), np.where(lost, 0.0, velocity)
+    moving = velocity != 0  # faster where a limit is near: a cubic needs a third of velocity x time to stop in
+    if moving.any():
+        time_s = min(time_s, float((3.0 * _room(position, velocity, limits)[moving] / np.abs(velocity[moving])).min()))
+    time_s = max(time_s, SOONEST_STOP_S)
     end, _ = brake(position, velocity, limits, time_s)
     return JointTrajectoryPlan(now_ns, np.array([time_s]), end[None], np.zeros_like(end)[None])
 
@@ -138,9 +160,14 @@ def brake(position: np.ndarray, velocity: np.ndarray, limits: JointLimits,
           stop_time_s: float) -> tuple[np.ndarray, np.ndarray]:
     """Constant deceleration to rest in `stop_time_s`: where it ends, and the speed it may start with so as to end
     inside the position limits."""
-    room = np.maximum(np.where(velocity > 0, limits.upper - position, position - limits.lower), 0.0)
+    room = _room(position, velocity, limits)
     speed = np.sign(velocity) * np.minimum(np.abs(velocity), 2.0 * room / stop_time_s)
     return position + 0.5 * stop_time_s * speed, speed
+
+
+def _room(position: np.ndarray, velocity: np.ndarray, limits: JointLimits) -> np.ndarray:
+    """Distance [J] to the limit that a joint moves towards; 0 beyond it."""
+    return np.maximum(np.where(velocity > 0, limits.upper - position, position - limits.lower), 0.0)
 
 
 def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spans_s: np.ndarray,

@@ -26,10 +26,13 @@ class JointTrajectoryPlan:
     def end_ns(self) -> int:
         return self.stamp_ns + int(round(self.times_s[-1] * 1e9))
 
+    def points_ns(self) -> list[int]:
+        """Times of the points on the clock, as they go over the wire."""
+        return [self.stamp_ns + int(round(t * 1e9)) for t in self.times_s]
+
     def next_point_ns(self, time_ns: int) -> int:
         """Time of the first point at or after a time; the last point's if there is none."""
-        k = int(np.searchsorted(self.times_s, (time_ns - self.stamp_ns) * 1e-9))
-        return self.stamp_ns + int(round(self.times_s[min(k, len(self.times_s) - 1)] * 1e9))
+        return next((t for t in self.points_ns() if t >= time_ns), self.end_ns)
 
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Position and velocity [J] that a controller commands at a time: the cubic through the points' positions
