@@ -1,6 +1,7 @@
 """The whole fast forward on one screen: what each CUDA graph holds. Buffers `b` as in the shape table (shapes.py).
 
-A product that ends in the residual adds itself to it (`addmm_`); RMSNorm scales are in the weights (packing.py), flow
+Vision and expert keep their residual in float32 (in bfloat16 it is most of the error); in the prefix a product that
+ends in the residual adds itself to it (`addmm_`). RMSNorm scales are in the weights (packing.py), flow
 times in tables (modulation.py). Rows beyond the valid ones are computed and never attended to.
 """
 
@@ -31,16 +32,16 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
     x, normed, qkv = b.vision_x[:rows], b.vision_normed[:rows], b.vision_qkv[:rows]
     patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
     b.patches[:rows].view(patches.shape).copy_(patches)
-    x.copy_(torch.addmm(w.position.repeat(cameras, 1), b.patches[:rows], w.patch, out=b.embedded[:rows]))
-    bias = None  # of the product that the residual already holds
+    torch.addmm(w.position.repeat(cameras, 1), b.patches[:rows], w.patch, out=x)
+    delta, bias = None, None  # what the next norm adds to the float32 residual x
     for layer in w.layers:
-        layer_norm(x, bias, layer.norm1, layer.norm1_b, out=normed)
+        layer_norm(x, delta, bias, layer.norm1, layer.norm1_b, out=normed)
         torch.addmm(layer.qkv_b, normed, layer.qkv.T, out=qkv)
-        x.addmm_(image_attention(qkv, cameras, c.num_heads), layer.out.T)
-        layer_norm(x, layer.out_b, layer.norm2, layer.norm2_b, out=normed)
-        x.addmm_(torch._addmm_activation(layer.fc1_b, normed, layer.fc1.T, use_gelu=True), layer.fc2.T)
-        bias = layer.fc2_b
-    layer_norm(x, bias, w.norm, w.norm_b, out=normed)
+        delta = torch.mm(image_attention(qkv, cameras, c.num_heads), layer.out.T, out=b.vision_delta[:rows])
+        layer_norm(x, delta, layer.out_b, layer.norm2, layer.norm2_b, out=normed)
+        hidden = torch._addmm_activation(layer.fc1_b, normed, layer.fc1.T, use_gelu=True)
+        delta, bias = torch.mm(hidden, layer.fc2.T, out=b.vision_delta[:rows]), layer.fc2_b
+    layer_norm(x, delta, bias, w.norm, w.norm_b, out=normed)
     torch.addmm(w.projector_b, normed, w.projector.T, out=b.image_tokens[:rows])
 
 
@@ -69,17 +70,18 @@ def prefix(w: PrefixWeights, b: Buffers, config: Pi05Config, rows: int) -> None:
         x.addmm_(hidden, layer.down.T)
 
 
-def denoising_step(w: ExpertWeights, b: Buffers) -> None:
-    """b.x_t one step on, with the tables' row that b.counters names; the suffix's keys stand behind the prefix's."""
-    sums = (b.expert_x, b.expert_scaled, b.squares, b.split_sums, b.arrivals, b.counters)
-    flow_step.enter(b.x_t, w.action_in, w.action_in_b, b.scales[:, 0], *sums[:3], b.counters)
+def denoising_step(w: ExpertWeights, b: Buffers, step: int) -> None:
+    """b.x_t one step on, with row `step` of the modulation tables; the suffix's keys stand behind the prefix's."""
+    scale, gate = b.scales[step], b.gates[step]
+    x, summing = (b.expert_x, b.expert_scaled, b.squares), (b.split_sums, b.arrivals)
+    flow_step.enter(b.x_t, w.action_in, w.action_in_b, scale[0], *x)
     for i, (layer, keys, values) in enumerate(zip(w.layers, b.keys, b.values, strict=True)):
         assert layer.out is not None and layer.gate_up is not None and layer.down is not None
-        qkv_product(b.expert_scaled, layer.qkv, b.qkv_bias[:, i], b.squares, b.counters, b.cos, b.sin, b.expert_q, keys,
-                    values)
+        qkv_product(b.expert_scaled, layer.qkv, b.qkv_bias[step, i], b.squares, b.counters, b.cos, b.sin, b.expert_q,
+                    keys, values)
         suffix_attention(b.expert_q, keys, values, b.expert_valid, b.counters, b.split_attended, b.split_stats,
-                         b.arrivals, b.expert_attended)
-        residual_product(b.expert_attended, layer.out, b.gates[:, 2 * i], b.scales[:, 2 * i + 1], *sums)
-        glu_product(b.expert_scaled, layer.gate_up, b.gate_up_bias[:, i], b.squares, b.counters, b.expert_hidden)
-        residual_product(b.expert_hidden, layer.down, b.gates[:, 2 * i + 1], b.scales[:, 2 * i + 2], *sums)
-    flow_step.leave(b.expert_scaled, w.action_out, b.out_bias, b.squares, b.dt, b.x_t, b.counters)
+                         b.expert_attended)
+        residual_product(b.expert_attended, layer.out, gate[2 * i], scale[2 * i + 1], *x, *summing)
+        glu_product(b.expert_scaled, layer.gate_up, b.gate_up_bias[step, i], b.squares, b.expert_hidden)
+        residual_product(b.expert_hidden, layer.down, gate[2 * i + 1], scale[2 * i + 2], *x, *summing)
+    flow_step.leave(b.expert_scaled, w.action_out, b.out_bias[step], b.squares, b.dt, b.x_t)

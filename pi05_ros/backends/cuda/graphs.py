@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 
@@ -10,11 +10,11 @@ import torch
 class StageGraphs:
     """The graphs of one stage, with a stream and a memory pool of their own (shapes never run at once, so one pool)."""
 
-    def __init__(self, works: Mapping[Hashable, Callable[[], None]], device: torch.device) -> None:
-        """`works`: shape to the work on static buffers; each runs once before it is captured."""
+    def __init__(self, works: Iterable[tuple[Hashable, Callable[[], None]]], device: torch.device) -> None:
+        """`works`: shape and the work on static buffers; each runs once before it is captured."""
         stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        for shape, work in works.items():
+        for shape, work in works:
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 work()  # compiles kernels and lets cuBLAS choose, which capture does not allow

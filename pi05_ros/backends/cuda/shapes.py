@@ -14,7 +14,8 @@ from pi05_ros.errors import BackendError
 MAX_STEPS = 50  # rows of the modulation tables
 TOKEN_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160)  # and the model's own maximum
 TILE = 32  # columns a program of the expert's residual kernels owns, where the width allows it
-SPLITS = 8  # at most this many programs share one output tile (split-K), or one query block (split keys)
+SPLIT_K = 8  # at most this many programs share one output tile of the expert
+SPLITS = 16  # parts of the keys in the expert's attention
 
 
 def token_buckets(config: Pi05Config) -> list[int]:
@@ -25,7 +26,7 @@ def bucket_rows(config: Pi05Config, cameras: int, tokens: int) -> int:
     """Prefix rows computed for `tokens` prompt slots: the next bucket; what it adds is masked in attention."""
     fits = [t for t in token_buckets(config) if t >= tokens]
     if not fits or not 1 <= cameras <= config.num_cameras:
-        raise BackendError("prefix", expected=f"1 to {config.num_cameras} cameras and 1 to {config.max_token_len} tokens",
+        raise BackendError("prefix", expected=f"1-{config.num_cameras} cameras and 1-{config.max_token_len} tokens",
                            received=f"{cameras} and {tokens}", way_out="Trim the inputs, or load a larger model.")
     return cameras * config.vision.num_patches + fits[0]
 
@@ -57,8 +58,8 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         # vision
         "pixels": ((config.num_cameras, 3, v.image_size, v.image_size), f32),
         "patches": ((image_rows, 3 * v.patch_size**2), f32),
-        "embedded": ((image_rows, v.width), f32),
-        "vision_x": ((image_rows, v.width), bf16),
+        "vision_x": ((image_rows, v.width), f32),
+        "vision_delta": ((image_rows, v.width), bf16),
         "vision_normed": ((image_rows, v.width), bf16),
         "vision_qkv": ((image_rows, 3 * v.width), bf16),
         "image_tokens": ((image_rows, p.width), bf16),
@@ -78,7 +79,7 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "values": ((p.depth, rows + horizon, p.head_dim), bf16),
         # expert
         "expert_valid": ((rows + horizon,), torch.uint8),
-        "counters": ((3,), i32),  # denoising step, prefix rows, first position of the suffix
+        "counters": ((2,), i32),  # prefix rows, first position of the suffix
         "dt": ((1,), f32),
         "x_t": ((horizon, config.action_dim), f32),
         "expert_x": ((horizon, e.width), f32),
@@ -87,10 +88,10 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "expert_q": ((horizon, e.num_heads * e.head_dim), bf16),
         "expert_attended": ((horizon, e.num_heads * e.head_dim), bf16),
         "expert_hidden": ((horizon, e.mlp_dim), bf16),
-        "split_sums": ((SPLITS, horizon + 64, e.width), f32),
-        "split_attended": ((SPLITS, horizon * e.num_heads, e.head_dim), f32),
+        "split_sums": ((SPLIT_K, horizon + 64, e.width), f32),
+        "split_attended": ((SPLITS, horizon * e.num_heads, e.head_dim), bf16),
         "split_stats": ((SPLITS, 2, horizon * e.num_heads), f32),
-        "arrivals": ((row_blocks * max(e.width // 16, e.num_heads),), i32),
+        "arrivals": ((row_blocks * (e.width // 16),), i32),
         # modulation tables, one row a denoising step (modulation.py)
         "scales": ((MAX_STEPS, 2 * e.depth + 1, e.width), f32),
         "gates": ((MAX_STEPS, 2 * e.depth, e.width), f32),

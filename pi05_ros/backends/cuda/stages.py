@@ -46,13 +46,16 @@ class CudaStages:
         """Every graph of every stage that has weights; nothing is captured later."""
         w, b, config = self.weights, self.buffers, self.config
         if w.vision:
-            works = {n: partial(forward.vision, w.vision, b, config, n) for n in range(1, config.num_cameras + 1)}
-            self._graphs["vision"] = StageGraphs(works, self.device)
+            counts = range(1, config.num_cameras + 1)
+            self._graphs["vision"] = StageGraphs(
+                [(n, partial(forward.vision, w.vision, b, config, n)) for n in counts], self.device)
         if w.prefix:
-            works = {rows: partial(forward.prefix, w.prefix, b, config, rows) for rows in all_buckets(config)}
-            self._graphs["prefix"] = StageGraphs(works, self.device)
+            buckets = all_buckets(config)
+            self._graphs["prefix"] = StageGraphs(
+                [(rows, partial(forward.prefix, w.prefix, b, config, rows)) for rows in buckets], self.device)
         if w.expert:
-            self._graphs["expert"] = StageGraphs({"step": partial(forward.denoising_step, w.expert, b)}, self.device)
+            self._graphs["expert"] = StageGraphs(
+                [(k, partial(forward.denoising_step, w.expert, b, k)) for k in range(MAX_STEPS)], self.device)
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
         """float32 [1, N, 3, 224, 224] in [-1, 1]; resized by the reference."""
@@ -95,8 +98,8 @@ class CudaStages:
             b.keys[:, :used].copy_(cache.keys[:, 0, 0])
             b.values[:, :used].copy_(cache.values[:, 0, 0])
         flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters)
-        for _ in range(num_steps):
-            self._graphs["expert"].replay("step")
+        for step in range(num_steps):
+            self._graphs["expert"].replay(step)
         return b.x_t[None].clone()
 
     def _set_steps(self, num_steps: int) -> None:

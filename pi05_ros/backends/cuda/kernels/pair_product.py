@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from pi05_ros.backends.cuda.kernels.glu import gelu_tanh
-from pi05_ros.backends.cuda.kernels.launch import options, prefetch_rows, wait_for_inputs
 from pi05_ros.backends.cuda.shapes import tile
 from pi05_ros.model.gemma import RMS_EPS
 
@@ -45,50 +44,44 @@ def two_products(a_ptr, w_ptr, rows, first, second, M, K: tl.constexpr, BM: tl.c
 
 
 @triton.jit
-def _glu_product(a_ptr, w_ptr, bias_ptr, squares_ptr, counters_ptr, out_ptr, M, eps, bias_stride, K: tl.constexpr,
-                 F: tl.constexpr, TILES: tl.constexpr, TILES_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                 BK: tl.constexpr, PDL: tl.constexpr):
+def _glu_product(a_ptr, w_ptr, bias_ptr, squares_ptr, out_ptr, M, eps, K: tl.constexpr, F: tl.constexpr,
+                  TILES: tl.constexpr, TILES_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                 BK: tl.constexpr):
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
-    prefetch_rows(w_ptr, cols, 0, K, K, PDL)
-    prefetch_rows(w_ptr, cols + F, 0, K, K, PDL)
-    wait_for_inputs(PDL)
-    gate, up = two_products(a_ptr, w_ptr, rows, cols, cols + F, M, K, BM, BN, BK)
+    gate_bias, up_bias = tl.load(bias_ptr + cols), tl.load(bias_ptr + cols + F)
     factor = inverse_rms(squares_ptr, rows, M, K, TILES, TILES_BLOCK, eps)[:, None]
-    bias = bias_ptr + tl.load(counters_ptr) * bias_stride + cols
-    gate = gate * factor + tl.load(bias)[None, :]
-    up = up * factor + tl.load(bias + F)[None, :]
+    gate, up = two_products(a_ptr, w_ptr, rows, cols, cols + F, M, K, BM, BN, BK)
+    gate = gate * factor + gate_bias[None, :]
+    up = up * factor + up_bias[None, :]
     tl.store(out_ptr + rows[:, None] * F + cols[None, :], (gelu_tanh(gate) * up).to(tl.bfloat16),
              mask=rows[:, None] < M)
 
 
 @triton.jit
 def _qkv_product(a_ptr, w_ptr, bias_ptr, squares_ptr, counters_ptr, cos_ptr, sin_ptr, q_ptr, keys_ptr, values_ptr, M,
-                 eps, bias_stride, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, TILES: tl.constexpr,
-                 TILES_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
+                 eps, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, TILES: tl.constexpr,
+                 TILES_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     half: tl.constexpr = D // 2
     per_head: tl.constexpr = half // BN
     head = tl.program_id(0) // per_head
     i = (tl.program_id(0) % per_head) * BN + tl.arange(0, BN)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     cols = head * D + i
-    prefetch_rows(w_ptr, cols, 0, K, K, PDL)
-    prefetch_rows(w_ptr, cols + half, 0, K, K, PDL)
-    wait_for_inputs(PDL)
-    first, second = two_products(a_ptr, w_ptr, rows, cols, cols + half, M, K, BM, BN, BK)
-    factor = inverse_rms(squares_ptr, rows, M, K, TILES, TILES_BLOCK, eps)[:, None]
-    bias = bias_ptr + tl.load(counters_ptr) * bias_stride + cols
-    first = first * factor + tl.load(bias)[None, :]
-    second = second * factor + tl.load(bias + half)[None, :]
     inside = rows[:, None] < M
-    if head <= HEADS:
-        angle = (tl.load(counters_ptr + 2) + rows)[:, None] * half + i[None, :]
-        cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
-        sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
-        first, second = first * cos - second * sin, second * cos + first * sin
+    first_bias, second_bias = tl.load(bias_ptr + cols), tl.load(bias_ptr + cols + half)
+    behind, position = tl.load(counters_ptr), tl.load(counters_ptr + 1)
+    rotated = inside & (head <= HEADS)  # values are not
+    angle = (position + rows)[:, None] * half + i[None, :]
+    cos, sin = tl.load(cos_ptr + angle, mask=rotated, other=1.0), tl.load(sin_ptr + angle, mask=rotated, other=0.0)
+    factor = inverse_rms(squares_ptr, rows, M, K, TILES, TILES_BLOCK, eps)[:, None]
+    first, second = two_products(a_ptr, w_ptr, rows, cols, cols + half, M, K, BM, BN, BK)
+    first = first * factor + first_bias[None, :]
+    second = second * factor + second_bias[None, :]
+    first, second = first * cos - second * sin, second * cos + first * sin
     at = q_ptr + (rows * HEADS + head)[:, None] * D + i[None, :]
     if head >= HEADS:
-        slot = (tl.load(counters_ptr + 1) + rows)[:, None] * D + i[None, :]  # behind the prefix's rows
+        slot = (behind + rows)[:, None] * D + i[None, :]  # behind the prefix's rows
         if head == HEADS:
             at = keys_ptr + slot
         else:
@@ -101,23 +94,23 @@ def row_block(rows: int) -> int:
     return min(64, max(16, triton.next_power_of_2(rows)))
 
 
-def glu_product(x: Tensor, weight: Tensor, bias: Tensor, squares: Tensor, counters: Tensor, out: Tensor) -> None:
-    """out [M, F] = gelu(gate) * up of x [M, K] (already scaled), weight [2F, K]; bias [steps, 2F], strided."""
+def glu_product(x: Tensor, weight: Tensor, bias: Tensor, squares: Tensor, out: Tensor) -> None:
+    """out [M, F] = gelu(gate) * up of x [M, K] (already scaled), weight [2F, K]; bias [2F] of this step."""
     rows, width = x.shape
     features = out.shape[1]
     bm, bn = row_block(rows), tile(features, 32)
     _glu_product[(features // bn, triton.cdiv(rows, bm))](
-        x, weight, bias, squares, counters, out, rows, RMS_EPS, bias.stride(0), width, features, squares.shape[0],
-        triton.next_power_of_2(squares.shape[0]), bm, bn, tile(width, 128), **options(), num_warps=4, num_stages=4)
+        x, weight, bias, squares, out, rows, RMS_EPS, width, features, squares.shape[0],
+        triton.next_power_of_2(squares.shape[0]), bm, bn, tile(width, 128), num_warps=4, num_stages=4)
 
 
 def qkv_product(x: Tensor, weight: Tensor, bias: Tensor, squares: Tensor, counters: Tensor, cos: Tensor, sin: Tensor,
                 q: Tensor, keys: Tensor, values: Tensor) -> None:
-    """q [M, heads * D] and the suffix's rows of keys and values [*, D], rotated; bias [steps, (heads + 2) * D]."""
+    """q [M, heads * D] and the suffix's rows of keys and values [*, D], rotated; bias of this step."""
     rows, width = x.shape
     dim = keys.shape[-1]
     bm, bn = row_block(rows), tile(dim // 2, 16)
     _qkv_product[(weight.shape[0] // (2 * bn), triton.cdiv(rows, bm))](
-        x, weight, bias, squares, counters, cos, sin, q, keys, values, rows, RMS_EPS, bias.stride(0), width,
+        x, weight, bias, squares, counters, cos, sin, q, keys, values, rows, RMS_EPS, width,
         q.shape[1] // dim, dim, squares.shape[0], triton.next_power_of_2(squares.shape[0]), bm, bn, tile(width, 128),
-        **options(), num_warps=4, num_stages=4)
+        num_warps=4, num_stages=4)

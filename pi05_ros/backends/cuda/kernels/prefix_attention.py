@@ -41,9 +41,8 @@ def _attention(qkv_ptr, keys_ptr, values_ptr, valid_ptr, out_ptr, rows, scale, H
 
 
 def prefix_attention(qkv: Tensor, keys: Tensor, values: Tensor, valid: Tensor, out: Tensor, heads: int) -> None:
-    """q in qkv [rows, (heads + 2) * D] after RoPE, keys and values [>= rows, D], valid [rows]; out [rows, heads * D]."""
+    """q in qkv [rows, (heads + 2) * D], rotated; keys, values [>= rows, D]; valid [rows]; out [rows, heads * D]."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
-    block = 64
-    _attention[(triton.cdiv(rows * heads, block),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
-                                                    dim, block, 64, num_warps=4, num_stages=2)
+    _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
+                                                    dim, 64, 64, num_warps=4, num_stages=3)

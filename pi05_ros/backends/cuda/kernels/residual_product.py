@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pi05_ros.backends.cuda.kernels.launch import options, prefetch_rows, wait_for_inputs
 from pi05_ros.backends.cuda.kernels.pair_product import row_block
-from pi05_ros.backends.cuda.shapes import SPLITS, TILE, tile
+from pi05_ros.backends.cuda.shapes import SPLIT_K, TILE, tile
 
 
 @triton.jit
@@ -28,13 +27,13 @@ def leave_residual(x, x_ptr, scaled_ptr, squares_ptr, scale_ptr, rows, cols, til
 
 @triton.jit
 def _residual_product(a_ptr, w_ptr, gate_ptr, scale_ptr, x_ptr, scaled_ptr, squares_ptr, sums_ptr, arrivals_ptr,
-                      counters_ptr, M, gate_stride, scale_stride, K: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
-                      BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
+                      M, K: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
+                      BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     column, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     cols, rows, k = column * BN + tl.arange(0, BN), row * BM + tl.arange(0, BM), tl.arange(0, BK)
     share: tl.constexpr = K // SPLIT
-    prefetch_rows(w_ptr, cols, part * share, K, share, PDL)
-    wait_for_inputs(PDL)
+    gate = tl.load(gate_ptr + cols)
+    x = tl.load(x_ptr + rows[:, None] * N + cols[None, :], mask=rows[:, None] < M, other=0.0)
     a = a_ptr + rows[:, None] * K + part * share + k[None, :]
     w = w_ptr + cols[None, :] * K + part * share + k[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
@@ -54,20 +53,17 @@ def _residual_product(a_ptr, w_ptr, gate_ptr, scale_ptr, x_ptr, scaled_ptr, squa
                 acc += tl.load(here + other * padded * N, cache_modifier=".cg")
             tl.store(arrivals_ptr + group, 0)
     if last:
-        step = tl.load(counters_ptr)
-        gate = tl.load(gate_ptr + step * gate_stride + cols)
-        x = tl.load(x_ptr + rows[:, None] * N + cols[None, :], mask=rows[:, None] < M, other=0.0)
-        leave_residual(x + gate[None, :] * acc, x_ptr, scaled_ptr, squares_ptr, scale_ptr + step * scale_stride, rows,
-                       cols, column, M, N)
+        leave_residual(x + gate[None, :] * acc, x_ptr, scaled_ptr, squares_ptr, scale_ptr, rows, cols, column,
+                       M, N)
 
 
 def residual_product(a: Tensor, weight: Tensor, gate: Tensor, next_scale: Tensor, x: Tensor, scaled: Tensor,
-                     squares: Tensor, sums: Tensor, arrivals: Tensor, counters: Tensor, split: int = 4) -> None:
-    """x [M, N] += gate * (a [M, K] weight^T); gate, next_scale [steps, N], strided, read at the current step."""
+                     squares: Tensor, sums: Tensor, arrivals: Tensor, split: int = 4) -> None:
+    """x [M, N] += gate * (a [M, K] weight^T); gate, next_scale [N] of this step."""
     rows, inner = a.shape
     width = x.shape[1]
     bm, bn, bk = row_block(rows), tile(width, TILE), tile(inner, 128)
-    split = min(split, SPLITS, inner // bk)
+    split = min(split, SPLIT_K, inner // bk)
     _residual_product[(width // bn, split, triton.cdiv(rows, bm))](
-        a, weight, gate, next_scale, x, scaled, squares, sums, arrivals, counters, rows, gate.stride(0),
-        next_scale.stride(0), inner, width, split, bm, bn, bk, **options(), num_warps=4, num_stages=4)
+        a, weight, gate, next_scale, x, scaled, squares, sums, arrivals, rows, inner, width, split, bm, bn, bk,
+        num_warps=4, num_stages=4)
