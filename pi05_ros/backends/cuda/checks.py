@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,12 @@ def check_request(config: Pi05Config, stages: list[str], device: torch.device, d
         raise BackendError("backend 'cuda'", expected="dtype bfloat16", received=str(dtype),
                            way_out="Use dtype bfloat16, or backend 'eager' for float32.")
     check_model(config, stages)
+
+
+def check_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("backend 'cuda'", expected="the Python package triton", received="none installed",
+                           way_out="Install PyTorch's CUDA build, which brings it, or use backend 'eager'.")
 
 
 def check_model(config: Pi05Config, stages: list[str]) -> None:

@@ -16,14 +16,13 @@ from pi05_ros.backends.cuda import checks, forward
 from pi05_ros.backends.cuda.graphs import StageGraphs
 from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.modulation import step_tables
-from pi05_ros.backends.cuda.packing import Packed, pack
-from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, allocate, bucket_rows
+from pi05_ros.backends.cuda.packing import Packed
+from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
 from pi05_ros.model import flow, images
 from pi05_ros.model.pi05 import PrefixCache
 from pi05_ros.model.positions import rope_tables
-from pi05_ros.model.weights import Progress, WeightSource
 from pi05_ros.schema import Guidance
 
 
@@ -112,15 +111,3 @@ class CudaStages:
         step_tables(self.weights.expert, num_steps).write(self.buffers)
         self.buffers.dt.fill_(float(flow.step_size(num_steps)))
         self._num_steps = num_steps
-
-
-def build(stages: Sequence[str], source: WeightSource, device: torch.device, dtype: str, resize: str,
-          on_progress: Progress | None) -> CudaStages:
-    """Refuse what does not fit, load straight to the GPU, capture every graph."""
-    config, wanted = source.config, list(stages)
-    checks.check_request(config, wanted, device, dtype)
-    checks.check_memory(config, wanted, device)
-    with torch.cuda.device(device):
-        built = CudaStages(config, pack(source, device, wanted, on_progress), allocate(config, device), device, resize)
-        built.capture()
-    return built

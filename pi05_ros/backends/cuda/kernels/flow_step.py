@@ -1,7 +1,8 @@
 """The ends of a denoising step: noise and mask in, actions to tokens, tokens to velocity and the Euler step.
 
-start: one program, before the first step. enter: x = x_t W_in^T + b. leave: x_t += dt (norm(x) W_out^T + b). Floor: latency; 131 KB of weights. Products in float32 (tf32 where the input is bfloat16 anyway).
-Checked against model/pi05.py in float32.
+start: one program, before the first step. enter: x = x_t W_in^T + b. leave: x_t += dt (norm(x) W_out^T + b).
+Floor: latency; 131 KB of weights. Products in float32 (tf32 where the input is bfloat16 anyway). Checked against
+model/pi05.py in float32.
 """
 
 from __future__ import annotations
