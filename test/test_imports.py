@@ -187,7 +187,7 @@ def test_the_checker_sees(module, source, name):
 
 @pytest.mark.parametrize(("module", "source"), [
     ("runtime.policy", "import numpy as np\nfrom pi05_ros.backends import base"),
-    ("backends.cuda.kernels", "import triton.language as tl\nfrom pi05_ros.model import gemma"),
+    ("backends.cuda.kernels.glu", "import triton.language as tl\nfrom pi05_ros.model import gemma"),
     ("cli.demo", "import rclpy\nfrom pi05_ros import __version__\nfrom pi05_ros.sim import robot_node"),
 ])
 def test_the_checker_passes(module, source):

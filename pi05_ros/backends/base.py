@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STAGES = ("images", "vision", "prefix", "expert")
 # name -> module with `build(stages, source, device, dtype, resize, on_progress) -> Stages`
-BACKENDS = {"eager": "pi05_ros.backends.eager"}
+BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.build"}
 
 
 class Stages(Protocol):

@@ -1,0 +1,31 @@
+"""The way in: refuse what does not fit, load straight to the GPU, capture every graph. Needs no Triton to refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from pi05_ros.backends.cuda import checks
+from pi05_ros.backends.cuda.packing import pack
+from pi05_ros.backends.cuda.shapes import allocate
+from pi05_ros.model.weights import Progress, WeightSource
+
+if TYPE_CHECKING:
+    from pi05_ros.backends.cuda.stages import CudaStages
+
+
+def build(stages: Sequence[str], source: WeightSource, device: torch.device, dtype: str, resize: str,
+          on_progress: Progress | None) -> CudaStages:
+    """Raises BackendError where the device, the precision, the model, a library or the memory is not fit for it."""
+    config, wanted = source.config, list(stages)
+    checks.check_request(config, wanted, device, dtype)
+    checks.check_triton()
+    checks.check_memory(config, wanted, device)
+    from pi05_ros.backends.cuda.stages import CudaStages
+
+    with torch.cuda.device(device):
+        built = CudaStages(config, pack(source, device, wanted, on_progress), allocate(config, device), device, resize)
+        built.capture()
+    return built

@@ -1,0 +1,87 @@
+"""The whole fast forward on one screen: what each CUDA graph holds. Buffers `b` as in the shape table (shapes.py).
+
+Vision and expert keep their residual in float32 (in bfloat16 it is most of the error); in the prefix a product that
+ends in the residual adds itself to it (`addmm_`). RMSNorm scales are in the weights (packing.py), flow
+times in tables (modulation.py). Rows beyond the valid ones are computed and never attended to.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pi05_ros.backends.cuda.kernels import flow_step
+from pi05_ros.backends.cuda.kernels.glu import glu
+from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm
+from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
+from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
+from pi05_ros.backends.cuda.kernels.prefix_input import fill
+from pi05_ros.backends.cuda.kernels.residual_product import residual_product
+from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
+from pi05_ros.backends.cuda.kernels.suffix_attention import suffix_attention
+from pi05_ros.backends.cuda.packing import ExpertWeights, PrefixWeights, VisionWeights
+from pi05_ros.backends.cuda.shapes import Buffers
+from pi05_ros.config import Pi05Config
+
+
+def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> None:
+    """b.pixels [cameras] to b.image_tokens: SigLIP and the projector."""
+    c, side = config.vision, config.vision.image_size // config.vision.patch_size
+    rows = cameras * c.num_patches
+    x, normed, qkv = b.vision_x[:rows], b.vision_normed[:rows], b.vision_qkv[:rows]
+    patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
+    b.patches[:rows].view(patches.shape).copy_(patches)
+    torch.addmm(w.position.repeat(cameras, 1), b.patches[:rows], w.patch, out=x)
+    delta, bias = None, None  # what the next norm adds to the float32 residual x
+    for layer in w.layers:
+        layer_norm(x, delta, bias, layer.norm1, layer.norm1_b, out=normed)
+        torch.addmm(layer.qkv_b, normed, layer.qkv.T, out=qkv)
+        delta = torch.mm(image_attention(qkv, cameras, c.num_heads), layer.out.T, out=b.vision_delta[:rows])
+        layer_norm(x, delta, layer.out_b, layer.norm2, layer.norm2_b, out=normed)
+        hidden = torch._addmm_activation(layer.fc1_b, normed, layer.fc1.T, use_gelu=True)
+        delta, bias = torch.mm(hidden, layer.fc2.T, out=b.vision_delta[:rows]), layer.fc2_b
+    layer_norm(x, delta, bias, w.norm, w.norm_b, out=normed)
+    torch.addmm(w.projector_b, normed, w.projector.T, out=b.image_tokens[:rows])
+
+
+def image_attention(qkv: Tensor, cameras: int, heads: int) -> Tensor:
+    """[rows, 3 W] to [rows, W]; every image by itself."""
+    q, k, v = qkv.unflatten(1, (3, heads, -1)).unflatten(0, (cameras, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(qkv.shape[0], -1)
+
+
+def prefix(w: PrefixWeights, b: Buffers, config: Pi05Config, rows: int) -> None:
+    """b.source, b.valid, b.positions and b.image_tokens to b.keys and b.values: Gemma without its last attention."""
+    x, normed, qkv = b.prefix_x[:rows], b.prefix_normed[:rows], b.prefix_qkv[:rows]
+    attended, gate_up, hidden = b.prefix_attended[:rows], b.prefix_gate_up[:rows], b.prefix_hidden[:rows]
+    fill(b.source[:rows], b.image_tokens, w.embedding, x)
+    for layer, keys, values in zip(w.layers, b.keys, b.values, strict=True):
+        rms_norm(x, out=normed)
+        if layer.out is None or layer.gate_up is None or layer.down is None:  # the last layer: nobody reads more
+            kv = torch.mm(normed, layer.qkv.T)
+            return rope_into_cache(kv, b.positions, b.cos, b.sin, keys, values)
+        torch.mm(normed, layer.qkv.T, out=qkv)
+        rope_into_cache(qkv, b.positions, b.cos, b.sin, keys, values)
+        prefix_attention(qkv, keys, values, b.valid, attended, config.prefix.num_heads)
+        x.addmm_(attended, layer.out.T)
+        rms_norm(x, out=normed)
+        glu(torch.mm(normed, layer.gate_up.T, out=gate_up), out=hidden)
+        x.addmm_(hidden, layer.down.T)
+
+
+def denoising_step(w: ExpertWeights, b: Buffers, step: int) -> None:
+    """b.x_t one step on, with row `step` of the modulation tables; the suffix's keys stand behind the prefix's."""
+    scale, gate = b.scales[step], b.gates[step]
+    x, summing = (b.expert_x, b.expert_scaled, b.squares), (b.split_sums, b.arrivals)
+    flow_step.enter(b.x_t, w.action_in, w.action_in_b, scale[0], *x)
+    for i, (layer, keys, values) in enumerate(zip(w.layers, b.keys, b.values, strict=True)):
+        assert layer.out is not None and layer.gate_up is not None and layer.down is not None
+        qkv_product(b.expert_scaled, layer.qkv, b.qkv_bias[step, i], b.squares, b.counters, b.cos, b.sin, b.expert_q,
+                    keys, values)
+        suffix_attention(b.expert_q, keys, values, b.expert_valid, b.counters, b.split_attended, b.split_stats,
+                         b.expert_attended)
+        residual_product(b.expert_attended, layer.out, gate[2 * i], scale[2 * i + 1], *x, *summing)
+        glu_product(b.expert_scaled, layer.gate_up, b.gate_up_bias[step, i], b.squares, b.expert_hidden)
+        residual_product(b.expert_hidden, layer.down, gate[2 * i + 1], scale[2 * i + 2], *x, *summing)
+    flow_step.leave(b.expert_scaled, w.action_out, b.out_bias[step], b.squares, b.dt, b.x_t)

@@ -1,0 +1,32 @@
+"""The gated linear unit of the prefix: gelu_tanh(gate) * up, out of the merged product [rows, 2F] to [rows, F].
+
+Floor: bytes, 95 MB at 968 rows (22 us): a product with this as its epilogue would save most of it. Checked against
+torch in float32. gelu_tanh(x) = x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), the same number with one exponential.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def gelu_tanh(x):
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def _glu(gate_up_ptr, out_ptr, F: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < F
+    gate = tl.load(gate_up_ptr + row * 2 * F + cols, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * 2 * F + F + cols, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * F + cols, (gelu_tanh(gate) * up).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def glu(gate_up: Tensor, out: Tensor) -> None:
+    rows, features = out.shape
+    block = min(4096, triton.next_power_of_2(features))
+    _glu[(rows, triton.cdiv(features, block))](gate_up, out, features, block, num_warps=8)

@@ -1,0 +1,48 @@
+"""Prefix attention: every valid row sees every valid row; all query heads share one key and value head.
+
+So the queries of all heads are one matrix [rows * heads, D] against keys and values [rows, D]: online softmax over
+blocks of keys, logits and sums in float32. Floor at 968 rows: 7.7 GFLOP a layer, 10 us. Checked against torch's
+scaled_dot_product_attention in float32, with masked rows in the middle.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _attention(qkv_ptr, keys_ptr, values_ptr, valid_ptr, out_ptr, rows, scale, HEADS: tl.constexpr,
+               ROW_STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    d = tl.arange(0, D)
+    row, head = m // HEADS, m % HEADS
+    inside = row < rows
+    q = tl.load(qkv_ptr + row[:, None] * ROW_STRIDE + head[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
+    most = tl.full((BM,), -1.0e30, tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, D), tl.float32)
+    for start in range(0, rows, BN):
+        n = start + tl.arange(0, BN)
+        known = n < rows
+        seen = tl.load(valid_ptr + n, mask=known, other=0) != 0
+        k = tl.load(keys_ptr + n[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
+        logits = tl.where(seen[None, :], tl.dot(q, tl.trans(k)) * scale, -1.0e30)
+        now = tl.maximum(most, tl.max(logits, 1))
+        p = tl.where(seen[None, :], tl.exp2(logits - now[:, None]), 0.0)
+        rescale = tl.exp2(most - now)
+        total = total * rescale + tl.sum(p, 1)
+        v = tl.load(values_ptr + n[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None])
+        most = now
+    acc = acc / tl.maximum(total, 1.0e-30)[:, None]
+    tl.store(out_ptr + m[:, None] * D + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+
+
+def prefix_attention(qkv: Tensor, keys: Tensor, values: Tensor, valid: Tensor, out: Tensor, heads: int) -> None:
+    """q in qkv [rows, (heads + 2) * D], rotated; keys, values [>= rows, D]; valid [rows]; out [rows, heads * D]."""
+    rows, dim = qkv.shape[0], keys.shape[-1]
+    scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
+    _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
+                                                    dim, 64, 64, num_warps=4, num_stages=3)

@@ -1,0 +1,176 @@
+"""Weights as the fast forward reads them: projections merged, RMSNorm scales folded in, straight from the source.
+
+qkv stacks q, k, v; gate_up stacks gate, up. A prefix RMSNorm multiplies by (1 + w) right before a projection, so the
+projection carries it: W (1 + w), computed in float32, rounded once. The last prefix layer keeps only k and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pi05_ros.config import Pi05Config
+from pi05_ros.model.weights import (
+    STAGE_MODULES,
+    Progress,
+    WeightSource,
+    check_shape,
+    expected_shapes,
+    openpi_name,
+)
+
+Take = Callable[[str], Tensor]  # our parameter name to the tensor on the device, in the source's dtype
+
+
+@dataclass(frozen=True)
+class VisionLayer:
+    """bfloat16, [out, in] as nn.Linear; a name and `_b` are a weight and its bias."""
+
+    norm1: Tensor
+    norm1_b: Tensor
+    qkv: Tensor
+    qkv_b: Tensor
+    out: Tensor
+    out_b: Tensor
+    norm2: Tensor
+    norm2_b: Tensor
+    fc1: Tensor
+    fc1_b: Tensor
+    fc2: Tensor
+    fc2_b: Tensor
+
+
+@dataclass(frozen=True)
+class VisionWeights:
+    """patch float32 [3*14*14, W]; position float32 [256, W], the patch bias added."""
+
+    patch: Tensor
+    position: Tensor
+    layers: list[VisionLayer]
+    norm: Tensor
+    norm_b: Tensor
+    projector: Tensor
+    projector_b: Tensor
+
+
+@dataclass(frozen=True)
+class GemmaLayerWeights:
+    """bfloat16. `qkv` of the last prefix layer is k and v alone, and the rest of it is None."""
+
+    qkv: Tensor
+    out: Tensor | None = None
+    gate_up: Tensor | None = None
+    down: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PrefixWeights:
+    embedding: Tensor
+    layers: list[GemmaLayerWeights]
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Layers bfloat16; the rest float32. dense [2*depth + 1, 3*E, E]: the adaRMS layers in order of use."""
+
+    layers: list[GemmaLayerWeights]
+    dense: Tensor
+    dense_b: Tensor
+    time_in: Tensor
+    time_in_b: Tensor
+    time_out: Tensor
+    time_out_b: Tensor
+    action_in: Tensor
+    action_in_b: Tensor
+    action_out: Tensor
+    action_out_b: Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Only the stages asked for."""
+
+    vision: VisionWeights | None
+    prefix: PrefixWeights | None
+    expert: ExpertWeights | None
+
+
+def pack(source: WeightSource, device: torch.device, stages: Iterable[str],
+         on_progress: Progress | None = None) -> Packed:
+    """Read each weight of `stages` once; at no time is there a second copy of more than one layer."""
+    shapes, stages, config = expected_shapes(source.config), set(stages), source.config
+    starts = tuple(openpi_name(m) for stage in stages for m in STAGE_MODULES[stage])
+    total, done = sum(s.numel() for name, s in shapes.items() if name.startswith(starts)) if starts else 0, 0
+
+    def take(name: str) -> Tensor:
+        nonlocal done
+        theirs = openpi_name(name)
+        tensor = source.get(theirs, shapes[theirs], device)
+        check_shape(theirs, tensor.shape, shapes[theirs])
+        done += tensor.numel()
+        if on_progress:
+            on_progress(done, total)
+        return tensor.to(device)
+
+    return Packed(vision=pack_vision(take, config) if "vision" in stages else None,
+                  prefix=pack_prefix(take, config) if "prefix" in stages else None,
+                  expert=pack_expert(take, config) if "expert" in stages else None)
+
+
+def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
+    bf16 = lambda name: take(name).bfloat16()  # noqa: E731
+
+    def layer(i: int) -> VisionLayer:
+        at = f"vision_tower.encoder.layers.{i}."
+        pair = lambda name: (bf16(f"{at}{name}.weight"), bf16(f"{at}{name}.bias"))  # noqa: E731
+        q, k, v = (pair(f"self_attn.{n}_proj") for n in "qkv")
+        qkv, qkv_b = (torch.cat(three) for three in zip(q, k, v, strict=True))
+        return VisionLayer(*pair("layer_norm1"), qkv, qkv_b, *pair("self_attn.out_proj"), *pair("layer_norm2"),
+                           *pair("mlp.fc1"), *pair("mlp.fc2"))
+
+    at = "vision_tower.embeddings."
+    patch = take(at + "patch_embedding.weight").float().flatten(1).T.contiguous()
+    position = take(at + "position_embedding.weight").float() + take(at + "patch_embedding.bias").float()
+    return VisionWeights(patch, position, [layer(i) for i in range(config.vision.depth)],
+                         bf16("vision_tower.post_layernorm.weight"), bf16("vision_tower.post_layernorm.bias"),
+                         bf16("projector.weight"), bf16("projector.bias"))
+
+
+def pack_prefix(take: Take, config: Pi05Config) -> PrefixWeights:
+    last = config.prefix.depth - 1
+    layers = [_gemma_layer(take, f"language_model.layers.{i}.", folded=True, only_kv=i == last)
+              for i in range(last + 1)]
+    return PrefixWeights(take("language_model.embed_tokens.weight").bfloat16(), layers)
+
+
+def pack_expert(take: Take, config: Pi05Config) -> ExpertWeights:
+    at = "action_expert."
+    norms = [f"{at}layers.{i}.{norm}" for i in range(config.expert.depth)
+             for norm in ("input_layernorm", "post_attention_layernorm")] + [at + "norm"]
+    dense, dense_b = (torch.stack([take(f"{norm}.dense.{kind}").float() for norm in norms])
+                      for kind in ("weight", "bias"))
+    layers = [_gemma_layer(take, f"{at}layers.{i}.", folded=False) for i in range(config.expert.depth)]
+    heads = [take(f"{name}.{kind}").float().contiguous()
+             for name in ("time_mlp_in", "time_mlp_out", "action_in_proj", "action_out_proj")
+             for kind in ("weight", "bias")]
+    return ExpertWeights(layers, dense, dense_b, *heads)
+
+
+def _gemma_layer(take: Take, at: str, folded: bool, only_kv: bool = False) -> GemmaLayerWeights:
+    def stack(norm: str, *names: str) -> Tensor:
+        weight = torch.cat([take(f"{at}{name}.weight") for name in names])
+        if folded:
+            weight = weight.float() * (1.0 + take(f"{at}{norm}.weight").float())
+        return weight.bfloat16().contiguous()
+
+    attention = [f"self_attn.{n}_proj" for n in ("kv" if only_kv else "qkv")]
+    qkv = stack("input_layernorm", *attention)
+    if only_kv:
+        return GemmaLayerWeights(qkv)
+    return GemmaLayerWeights(
+        qkv, take(f"{at}self_attn.o_proj.weight").bfloat16().contiguous(),
+        stack("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj"),
+        take(f"{at}mlp.down_proj.weight").bfloat16().contiguous())

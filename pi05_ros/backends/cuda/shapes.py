@@ -1,0 +1,124 @@
+"""Which shapes the CUDA backend prepares, and the one table of its static buffers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pi05_ros.config import Pi05Config
+from pi05_ros.errors import BackendError
+
+MAX_STEPS = 50  # rows of the modulation tables
+TOKEN_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160)  # and the model's own maximum
+TILE = 32  # columns a program of the expert's residual kernels owns, where the width allows it
+SPLIT_K = 8  # at most this many programs share one output tile of the expert
+SPLITS = 16  # parts of the keys in the expert's attention
+
+
+def token_buckets(config: Pi05Config) -> list[int]:
+    return sorted({t for t in TOKEN_BUCKETS if t < config.max_token_len} | {config.max_token_len})
+
+
+def bucket_rows(config: Pi05Config, cameras: int, tokens: int) -> int:
+    """Prefix rows computed for `tokens` prompt slots: the next bucket; what it adds is masked in attention."""
+    fits = [t for t in token_buckets(config) if t >= tokens]
+    if not fits or not 1 <= cameras <= config.num_cameras:
+        raise BackendError("prefix", expected=f"1-{config.num_cameras} cameras and 1-{config.max_token_len} tokens",
+                           received=f"{cameras} and {tokens}", way_out="Trim the inputs, or load a larger model.")
+    return cameras * config.vision.num_patches + fits[0]
+
+
+def all_buckets(config: Pi05Config) -> list[int]:
+    return sorted({bucket_rows(config, n, t) for n in range(1, config.num_cameras + 1) for t in token_buckets(config)})
+
+
+def tile(extent: int, most: int) -> int:
+    """The largest power of two that divides `extent`, at most `most`; the kernels need 16."""
+    size = math.gcd(extent, most)
+    if size < 16:
+        raise BackendError("model size", expected="multiples of 16 in the action expert and in head_dim / 2",
+                           received=str(extent), way_out="Use backend 'eager' for this model.")
+    return size
+
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+
+
+def shape_table(config: Pi05Config) -> dict[str, Shape]:
+    """Every static tensor: name to shape and dtype."""
+    v, p, e = config.vision, config.prefix, config.expert
+    image_rows, rows, horizon = config.num_cameras * v.num_patches, config.prefix_len, config.action_horizon
+    half, qkv = p.head_dim // 2, (p.num_heads + 2) * p.head_dim
+    row_blocks = -(-horizon // 16)
+    bf16, f32, i32 = torch.bfloat16, torch.float32, torch.int32
+    return {
+        # vision
+        "pixels": ((config.num_cameras, 3, v.image_size, v.image_size), f32),
+        "patches": ((image_rows, 3 * v.patch_size**2), f32),
+        "vision_x": ((image_rows, v.width), f32),
+        "vision_delta": ((image_rows, v.width), bf16),
+        "vision_normed": ((image_rows, v.width), bf16),
+        "vision_qkv": ((image_rows, 3 * v.width), bf16),
+        "image_tokens": ((image_rows, p.width), bf16),
+        # prefix
+        "source": ((rows,), i32),
+        "valid": ((rows + horizon,), torch.uint8),
+        "positions": ((rows,), i32),
+        "cos": ((rows + horizon, half), f32),
+        "sin": ((rows + horizon, half), f32),
+        "prefix_x": ((rows, p.width), bf16),
+        "prefix_normed": ((rows, p.width), bf16),
+        "prefix_qkv": ((rows, qkv), bf16),
+        "prefix_attended": ((rows, p.num_heads * p.head_dim), bf16),
+        "prefix_gate_up": ((rows, 2 * p.mlp_dim), bf16),
+        "prefix_hidden": ((rows, p.mlp_dim), bf16),
+        "keys": ((p.depth, rows + horizon, p.head_dim), bf16),  # the suffix follows the prefix's valid length
+        "values": ((p.depth, rows + horizon, p.head_dim), bf16),
+        # expert
+        "expert_valid": ((rows + horizon,), torch.uint8),
+        "counters": ((2,), i32),  # prefix rows, first position of the suffix
+        "dt": ((1,), f32),
+        "x_t": ((horizon, config.action_dim), f32),
+        "expert_x": ((horizon, e.width), f32),
+        "expert_scaled": ((horizon, e.width), bf16),
+        "squares": ((e.width // tile(e.width, TILE), horizon), f32),
+        "expert_q": ((horizon, e.num_heads * e.head_dim), bf16),
+        "expert_attended": ((horizon, e.num_heads * e.head_dim), bf16),
+        "expert_hidden": ((horizon, e.mlp_dim), bf16),
+        "split_sums": ((SPLIT_K, horizon + 64, e.width), f32),
+        "split_attended": ((SPLITS, horizon * e.num_heads, e.head_dim), bf16),
+        "split_stats": ((SPLITS, 2, horizon * e.num_heads), f32),
+        "arrivals": ((row_blocks * (e.width // 16),), i32),
+        # modulation tables, one row a denoising step (modulation.py)
+        "scales": ((MAX_STEPS, 2 * e.depth + 1, e.width), f32),
+        "gates": ((MAX_STEPS, 2 * e.depth, e.width), f32),
+        "qkv_bias": ((MAX_STEPS, e.depth, qkv), f32),
+        "gate_up_bias": ((MAX_STEPS, e.depth, 2 * e.mlp_dim), f32),
+        "out_bias": ((MAX_STEPS, config.action_dim), f32),
+    }
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """The allocated table; frozen, because graphs hold the addresses."""
+
+    tensors: dict[str, Tensor]
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def allocate(config: Pi05Config, device: torch.device) -> Buffers:
+    """Zeros: pad rows must hold finite numbers, arrival counters must start at 0."""
+    return Buffers({name: torch.zeros(shape, dtype=dtype, device=device)
+                    for name, (shape, dtype) in shape_table(config).items()})
+
+
+def table_bytes(config: Pi05Config) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shape_table(config).values())

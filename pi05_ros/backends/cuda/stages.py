@@ -1,0 +1,113 @@
+"""The four stages on the GPU: inputs into static buffers, a graph replayed, views of static buffers out.
+
+What `encode_images` and `prefill` return is overwritten by their next call; the actions are the caller's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.cuda import checks, forward
+from pi05_ros.backends.cuda.graphs import StageGraphs
+from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
+from pi05_ros.backends.cuda.modulation import step_tables
+from pi05_ros.backends.cuda.packing import Packed
+from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
+from pi05_ros.config import Pi05Config
+from pi05_ros.errors import BackendError
+from pi05_ros.model import flow, images
+from pi05_ros.model.pi05 import PrefixCache
+from pi05_ros.model.positions import rope_tables
+from pi05_ros.schema import Guidance
+
+
+class CudaStages:
+    """Stages as in backends/base.py; batch 1, bfloat16."""
+
+    def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, device: torch.device,
+                 resize: str) -> None:
+        self.config, self.weights, self.buffers, self.device, self.resize = config, weights, buffers, device, resize
+        self._num_steps = 0  # whose tables the buffers hold
+        self._graphs: dict[str, StageGraphs] = {}
+        cos, sin = rope_tables(torch.arange(len(buffers.cos), device=device)[None], config.prefix.head_dim,
+                               getattr(torch, config.rope_inv_freq), torch.float32)
+        half = config.prefix.head_dim // 2
+        buffers.cos.copy_(cos[0, 0, :, :half])
+        buffers.sin.copy_(sin[0, 0, :, :half])
+
+    @torch.no_grad()
+    def capture(self) -> None:
+        """Every graph of every stage that has weights; nothing is captured later."""
+        w, b, config = self.weights, self.buffers, self.config
+        if w.vision:
+            counts = range(1, config.num_cameras + 1)
+            self._graphs["vision"] = StageGraphs(
+                [(n, partial(forward.vision, w.vision, b, config, n)) for n in counts], self.device)
+        if w.prefix:
+            buckets = all_buckets(config)
+            self._graphs["prefix"] = StageGraphs(
+                [(rows, partial(forward.prefix, w.prefix, b, config, rows)) for rows in buckets], self.device)
+        if w.expert:
+            self._graphs["expert"] = StageGraphs(
+                [(k, partial(forward.denoising_step, w.expert, b, k)) for k in range(MAX_STEPS)], self.device)
+
+    def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
+        """float32 [1, N, 3, 224, 224] in [-1, 1]; resized by the reference."""
+        return images.prepare(frames, self.config.vision.image_size, self.resize, self.device)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """To image tokens [1, N*256, W]."""
+        checks.check_batch("images", pixels)
+        cameras = pixels.shape[1]
+        if not 1 <= cameras <= self.config.num_cameras:
+            raise BackendError("cameras", expected=f"1 to {self.config.num_cameras}", received=str(cameras),
+                               way_out="Drop masked cameras, or load a model with more camera slots.")
+        self.buffers.pixels[:cameras].copy_(pixels[0])
+        self._graphs["vision"].replay(cameras)
+        return self.buffers.image_tokens[None, :cameras * self.config.vision.num_patches]
+
+    @torch.no_grad()
+    def prefill(self, image_tokens: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> PrefixCache:
+        """To the prefix KV cache: [layers, 1, 1, P, head_dim] each, and the mask of valid positions."""
+        checks.check_batch("tokens", tokens)
+        b, patches = self.buffers, self.config.vision.num_patches
+        rows = bucket_rows(self.config, image_mask.shape[1], tokens.shape[1])
+        used = image_tokens.shape[1] + tokens.shape[1]
+        if image_tokens.data_ptr() != b.image_tokens.data_ptr():
+            b.image_tokens[:image_tokens.shape[1]].copy_(image_tokens[0])
+        prefix_input.plan(image_mask[0], token_mask[0], tokens[0], patches, b.source[:rows], b.valid, b.positions)
+        self._graphs["prefix"].replay(rows)
+        return PrefixCache(b.keys[:, None, None, :used], b.values[:, None, None, :used], b.valid[None, :used].bool())
+
+    @torch.no_grad()
+    def denoise(self, cache: PrefixCache, noise: Tensor, num_steps: int, state: Tensor | None = None,
+                guidance: Guidance | None = None) -> Tensor:
+        """noise float32 [1, H, 32] to actions x_0, float32 [1, H, 32]; `state` is for pi0, which is not run here."""
+        checks.check_batch("noise", noise)
+        checks.check_guidance(guidance)
+        self._set_steps(num_steps)
+        b, used = self.buffers, cache.keys.shape[3]
+        if cache.keys.data_ptr() != b.keys.data_ptr():
+            b.keys[:, :used].copy_(cache.keys[:, 0, 0])
+            b.values[:, :used].copy_(cache.values[:, 0, 0])
+        flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters)
+        for step in range(num_steps):
+            self._graphs["expert"].replay(step)
+        return b.x_t[None].clone()
+
+    def _set_steps(self, num_steps: int) -> None:
+        """Tables of this schedule into the static ones: a few milliseconds, when the number of steps changes."""
+        if num_steps == self._num_steps:
+            return
+        if not 1 <= num_steps <= MAX_STEPS or self.weights.expert is None:
+            raise BackendError("num_steps", expected=f"1 to {MAX_STEPS}", received=str(num_steps),
+                               way_out="Choose fewer steps, or use expert=eager.")
+        step_tables(self.weights.expert, num_steps).write(self.buffers)
+        self.buffers.dt.fill_(float(flow.step_size(num_steps)))
+        self._num_steps = num_steps
