@@ -23,7 +23,7 @@ PARAMETERS = {
     "robot": ("", "Robot: a name from config/robots or the path of a YAML file.", None),
     "checkpoint": ("", "Checkpoint directory (openpi or lerobot, safetensors). Empty: the embedded tiny model.", None),
     "tokenizer": ("", "SentencePiece model. Empty: the one in the checkpoint's directory.", None),
-    "backend": ("", "Backend, or one a stage: vision=eager,prefix=eager,expert=eager.", None),
+    "backend": ("", "Backend, eager or cuda, or one a stage: vision=cuda,expert=eager.", None),
     "device": ("", "auto, cpu, cuda or cuda:<number>.", None),
     "dtype": ("", "Precision of the weights: float32 or bfloat16.", ("", "float32", "bfloat16")),
     "denoising_steps": ("", "Flow-matching steps of a chunk, 1 to 50; changes live with `ros2 param set`.", None),

@@ -26,7 +26,7 @@ def check_request(config: Pi05Config, stages: list[str], device: torch.device, d
     if capability < (8, 0):
         raise BackendError("backend 'cuda'", expected="compute capability 8.0 (Ampere) or later",
                            received=".".join(map(str, capability)), way_out="Use backend 'eager' on this GPU.")
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin")  # noqa: B009  (no stub)
     if config.prefix.head_dim >= 256 and shared < SHARED_BYTES:
         raise BackendError("backend 'cuda'", expected=f"{SHARED_BYTES // 1024} KiB of shared memory a block, as Hopper "
                            "and Blackwell's data centre GPUs have", received=f"{shared // 1024} KiB",
