@@ -204,6 +204,7 @@ class PolicyNode(SupervisedNode):
             return
         if now_ns < self._now_seen_ns:  # the clock was set back: a simulation began anew
             self.parts.mailbox.clear()
+            self.parts.commands.last = None  # its times mean nothing now: nothing may join it
             self._useful_ns = now_ns
         self._now_seen_ns = now_ns
         if not self.parts.worker.alive:

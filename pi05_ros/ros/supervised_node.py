@@ -104,7 +104,7 @@ class SupervisedNode(LifecycleNode):
             return TransitionCallbackReturn.ERROR
         try:
             undo()
-        except Exception:
+        except Exception:  # whatever it is, the node must reach error processing, which cleans up again
             self.get_logger().error(f"undoing {name} failed:\n{traceback.format_exc()}")
             return TransitionCallbackReturn.ERROR
         return answer

@@ -32,6 +32,22 @@ def test_deactivation_holds_the_robot_and_nothing_of_the_old_activation_follows(
     assert in_the_making not in stamps and stamps == sorted(stamps)
 
 
+def test_a_clock_set_back_forgets_inputs_and_the_trajectory_of_the_old_time(active, robot):
+    robot.next_trajectory()
+    active._now_seen_ns = robot.now_ns() + 10**10  # as if the clock had been ten seconds ahead
+    active._watch()
+    assert active.parts.mailbox.latest("state") is None and active.parts.commands.last is None
+    robot.next_trajectory()
+    assert active.state_label == "active" and active.parts.commands.last is not None
+
+
+def test_activations_are_never_numbered_twice(active, robot):
+    seen = {active._epoch}
+    for transition in ("deactivate", "cleanup", "configure", "activate"):
+        assert getattr(active, f"trigger_{transition}")().name == "SUCCESS"
+    assert active._epoch not in seen
+
+
 def test_a_broken_policy_deactivates_the_node_which_can_be_activated_again(active, robot, capfd):
     robot.next_trajectory()
     active.parts.policy.error = RuntimeError("CUDA error: out of memory")
