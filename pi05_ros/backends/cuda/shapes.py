@@ -62,6 +62,7 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "vision_delta": ((image_rows, v.width), bf16),
         "vision_normed": ((image_rows, v.width), bf16),
         "vision_qkv": ((image_rows, 3 * v.width), bf16),
+        "vision_attended": ((image_rows, v.width), bf16),
         "image_tokens": ((image_rows, p.width), bf16),
         # prefix
         "source": ((rows,), i32),
