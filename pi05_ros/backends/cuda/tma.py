@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pi05_ros.errors import BackendError
 
-TILE_COLUMNS = 64  # of bfloat16: 128 bytes, what one swizzled row holds
-_BFLOAT16, _SWIZZLE_128, _L2_256 = 9, 3, 3  # the driver's enumerations
+_BFLOAT16, _L2_256 = 9, 3  # the driver's enumerations
+_SWIZZLE = {64: 2, 128: 3}  # by bytes of a box's row
 _BYTES, _ALIGNMENT = 128, 64
 
 
 class TensorMap:
-    """Boxes of `rows` x 64 of a row-major bfloat16 matrix, 128-byte swizzled in shared memory; zeros beyond the matrix.
+    """Boxes of a bfloat16 tensor, last dimension fastest; swizzled in shared memory, zeros beyond the tensor.
 
-    Holds the matrix's address: the tensor must stay where it is.
+    A box is 32 or 64 wide in the last dimension. Holds the tensor's address: the tensor must stay where it is.
     """
 
-    def __init__(self, matrix: Tensor, rows: int) -> None:
-        if matrix.dim() != 2 or matrix.dtype != torch.bfloat16 or matrix.stride(1) != 1:
-            raise BackendError("tensor map", expected="a row-major bfloat16 matrix",
-                               received=f"{tuple(matrix.shape)} {matrix.dtype}, strides {matrix.stride()}",
+    def __init__(self, tensor: Tensor, box: Sequence[int]) -> None:
+        rank, width = tensor.dim(), box[-1] * tensor.element_size()
+        if tensor.dtype != torch.bfloat16 or tensor.stride(-1) != 1 or len(box) != rank or width not in _SWIZZLE:
+            raise BackendError("tensor map", expected="bfloat16, last dimension contiguous, a box 32 or 64 wide",
+                               received=f"{tuple(tensor.shape)} {tensor.dtype}, strides {tensor.stride()}, box {box}",
                                way_out="Report this, or use backend 'eager'.")
         self._memory = ctypes.create_string_buffer(_BYTES + _ALIGNMENT)
         self._address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
-        height, width = matrix.shape
+        strides = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
         status = _encode()(
-            ctypes.c_void_p(self._address), _BFLOAT16, 2, ctypes.c_void_p(matrix.data_ptr()),
-            (ctypes.c_uint64 * 2)(width, height), (ctypes.c_uint64 * 1)(matrix.stride(0) * matrix.element_size()),
-            (ctypes.c_uint32 * 2)(TILE_COLUMNS, rows), (ctypes.c_uint32 * 2)(1, 1), 0, _SWIZZLE_128, _L2_256, 0)
+            ctypes.c_void_p(self._address), _BFLOAT16, rank, ctypes.c_void_p(tensor.data_ptr()),
+            (ctypes.c_uint64 * rank)(*reversed(tensor.shape)), (ctypes.c_uint64 * (rank - 1))(*reversed(strides)),
+            (ctypes.c_uint32 * rank)(*reversed(box)), (ctypes.c_uint32 * rank)(*[1] * rank), 0, _SWIZZLE[width],
+            _L2_256, 0)
         if status:
             raise BackendError("tensor map", expected="success from the driver", received=f"status {status}",
                                way_out="Report this with the model's sizes, or use backend 'eager'.")

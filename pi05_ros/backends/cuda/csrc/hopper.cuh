@@ -1,4 +1,4 @@
-// Hopper's asynchronous instructions: barriers, the tensor memory copy (TMA), warpgroup products (wgmma), stmatrix.
+// Hopper's asynchronous instructions: barriers, the tensor memory copy (TMA), stmatrix. Products: wgmma.cuh.
 // Shared addresses are 32-bit shared-window addresses. Tiles in shared memory are 64 bfloat16 (128 bytes) wide with the
 // 128-byte swizzle: 16-byte chunk c of row r lies at chunk c ^ (r & 7); a tile begins at a multiple of 1024 bytes.
 #pragma once
@@ -92,6 +92,12 @@ DEVICE void tma_load(u32 to, const TensorMap *map, u32 barrier, int column, int 
                  ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
 }
 
+DEVICE void tma_load(u32 to, const TensorMap *map, u32 barrier, int c0, int c1, int c2, int c3) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];"
+                 ::"r"(to), "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3) : "memory");
+}
+
 // The same bytes to the same place in every block of `blocks` (a bit mask), each told by its own barrier.
 DEVICE void tma_load_multicast(u32 to, const TensorMap *map, u32 barrier, int column, int row, unsigned short blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -119,61 +125,6 @@ DEVICE void store_shared(u32 to, uint4 v) {
 DEVICE void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEVICE void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-// ---- wgmma ----
-// A tile whose rows run along the summed dimension: 8-row groups 1024 bytes apart. Step k16 of it: + 32 bytes.
-DEVICE u64 tile_k_major(u32 address) {
-    return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
-}
-
-// A tile whose rows run along the kept dimension, 64 of it a tile; the next 64 lie `next` bytes on. Step k16: 16 rows.
-DEVICE u64 tile_mn_major(u32 address, u32 next) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)(next >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
-}
-
-DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
-
-// Keeps the compiler from moving accumulator accesses across the asynchronous products.
-template <int N> DEVICE void pin(float (&d)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-
-#define D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define D16(d, i) D4(d, i), D4(d, i + 4), D4(d, i + 8), D4(d, i + 12)
-#define D32(d, i) D16(d, i), D16(d, i + 16)
-#define D128(d) D32(d, 0), D32(d, 32), D32(d, 64), D32(d, 96)
-#define R32 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-            "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define R128 R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
-    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-
-// d [64, 256] (+)= a [64, 16] b [256, 16]^T; both K-major in shared memory.
-DEVICE void wgmma_256(float (&d)[128], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " R128 "}, %128, %129, p, 1, 1, 0, 0;\n}"
-                 : D128(d) : "l"(a), "l"(b), "r"(accumulate));
-}
-
-// d [64, 256] += a [64, 16] b [16, 256]; a in registers, b in shared memory with the 256 contiguous.
-DEVICE void wgmma_256_registers(float (&d)[128], const u32 (&a)[4], u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " R128
-                 "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;"
-                 : D128(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-// d [64, 64] (+)= a [64, 16] b [64, 16]^T; both K-major in shared memory.
-DEVICE void wgmma_64(float (&d)[32], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 "}, %32, %33, p, 1, 1, 0, 0;\n}"
-                 : D32(d, 0) : "l"(a), "l"(b), "r"(accumulate));
-}
-
 // ---- numbers ----
 DEVICE u32 pack(float low, float high) {  // two bfloat16
     u32 both;
@@ -200,6 +151,11 @@ DEVICE float reciprocal(float x) {
 DEVICE void stmatrix(u32 address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
                  ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// One 8 x 8 matrix, turned: lanes 0-7 give the addresses of its columns.
+DEVICE void stmatrix_transposed(u32 address, u32 a) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(a) : "memory");
 }
 
 // A warp's 16 rows of one 8-column pair of accumulator blocks into a swizzled tile 64 columns wide: `block` is the first

@@ -6,7 +6,7 @@
 // ring of blocks of 64 keys or values), two hold 64 queries each, whose softmax runs under the other's products. At the
 // end the blocks exchange halves of their sums. Logits, sums and softmax in float32, exponents of 2.
 // Defines: HEADS, QKV (columns of a row), SHARED_BYTES. Launch: 384 threads, clusters of 2. At most 1024 rows.
-#include "hopper.cuh"
+#include "wgmma.cuh"
 
 constexpr int D = 256, BLOCK = 64, SLOTS = 5, MOST_KEYS = 512;
 constexpr u32 TILE = 64 * 128, SLOT_BYTES = 4 * TILE;  // a tile: 64 rows of 64 columns

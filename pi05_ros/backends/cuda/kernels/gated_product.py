@@ -15,17 +15,29 @@ from pi05_ros.backends.cuda.cpp import Kernel, Program
 from pi05_ros.backends.cuda.kernels.glu import glu
 from pi05_ros.backends.cuda.tma import TensorMap
 
-SHARED_BYTES = 4 * (128 + 256) * 128 + 128 * 128 * 2 + 4 * 16  # ring, output tile, barriers
+MOST_SHARED = 227 * 1024
 
 
 def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0) and features % 256 == 0 and inner % 64 == 0
+    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    return hopper and features % 128 == 0 and inner % 64 == 0 and inner >= 128
+
+
+def tile_rows(rows: int) -> int:
+    """Rows of x a tile: as few tiles of at most 256 as can be, equal, a multiple of 8."""
+    tiles = -(-rows // 256)
+    return -(-rows // (8 * tiles)) * 8
 
 
 @functools.cache
-def _kernel(features: int, inner: int, pair_rows: bool, device: torch.device) -> tuple[Kernel, int]:
-    defines = {"F": features, "K": inner, "PAIR_ROWS": int(pair_rows), "SHARED_BYTES": SHARED_BYTES}
-    kernel = Program("gate_up", defines, device).kernel("gate_up", SHARED_BYTES)
+def _kernel(features: int, inner: int, tile: int, device: torch.device) -> tuple[Kernel, int]:
+    half, sums = (tile + 15) // 16 * 8, tile // 2
+    stage, out = 128 * 128 + 2 * half * 128, 2 * tile * 64
+    stages = (MOST_SHARED - out) // (stage + 16)
+    shared = stages * (stage + 16) + out
+    defines = {"F": features, "K": inner, "ROWS": tile, "STAGES": stages, "SHARED_BYTES": shared,
+               "LAST": tile // 8 - 1, "LEFT": sums, "RIGHT": sums + 1, "KEEP": sums + 2}
+    kernel = Program("gate_up", defines, device).kernel("gate_up", shared)
     return kernel, torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -36,9 +48,10 @@ def gated_product(x: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, porta
     if portable or not fits_hopper(features, inner, x.device):
         glu(torch.mm(x, weight.T, out=gate_up), out=out)
         return
-    row_tiles = -(-rows // 128)
-    pair_rows = row_tiles % 2 == 0
-    kernel, processors = _kernel(features, inner, pair_rows, x.device)
-    blocks = min(processors // 2 * 2, row_tiles * (features // 128))
-    maps = (TensorMap(x, 128 if pair_rows else 64), TensorMap(weight, 128), TensorMap(out, 64))
+    tile = tile_rows(rows)
+    kernel, processors = _kernel(features, inner, tile, x.device)
+    blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
+    # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]
+    in_turn = weight.view(2, features // 8, 8, inner).transpose(0, 1)
+    maps = (TensorMap(x, (-(-tile // 16) * 8, 64)), TensorMap(in_turn, (8, 2, 8, 64)), TensorMap(out, (tile, 32)))
     kernel.launch((blocks,), 384, (*maps, rows), cluster=2)

@@ -21,16 +21,16 @@ def _layer_norm(x_ptr, delta_ptr, add_ptr, weight_ptr, bias_ptr, out_ptr, eps, W
     cols = tl.arange(0, BLOCK)
     inside = cols < WIDTH
     x = tl.load(x_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)  # here: all loads under way together
+    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)
     if ADDED > 0:
         if DELTA:
             x += tl.load(delta_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
-        add_ptr += tl.program_id(0) % ADDED * WIDTH
-        x += tl.load(add_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+        add = add_ptr + tl.program_id(0) % ADDED * WIDTH
+        x += tl.load(add + cols, mask=inside, other=0.0).to(tl.float32)
         tl.store(x_ptr + at + cols, x.to(x_ptr.dtype.element_ty), mask=inside)
     centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
     y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at + cols, (y * weight + bias).to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -73,6 +73,6 @@ def prefix_attention(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, k
         _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
                                                      dim, 64, 64, num_warps=4, num_stages=3)
         return
-    maps = (TensorMap(keys[:rows], 64), TensorMap(values[:rows], 64), TensorMap(out.view(-1, dim), 64))
+    maps = tuple(TensorMap(t, (64, 64)) for t in (keys[:rows], values[:rows], out.view(-1, dim)))
     _kernel(heads, qkv.device).launch((2 * triton.cdiv(rows * heads, 128),), 384,
                                       (*maps, qkv, valid, positions, cos, sin, rows, scale), cluster=2)
