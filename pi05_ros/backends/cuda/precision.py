@@ -12,8 +12,11 @@ import torch
 def tensor_float32() -> Iterator[None]:
     """Within: float32 products of cuBLAS take 10 bits of mantissa from their factors; sums stay float32."""
     settings = torch.backends.cuda.matmul
-    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    renamed = hasattr(settings, "fp32_precision")  # PyTorch 2.9 and later
+    name, wanted = ("fp32_precision", "tf32") if renamed else ("allow_tf32", True)
+    before = getattr(settings, name)
+    setattr(settings, name, wanted)
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        setattr(settings, name, before)

@@ -44,6 +44,12 @@ def tile(extent: int, most: int) -> int:
     return size
 
 
+def row_tile(rows: int) -> int:
+    """Rows a tile of the gated product: as few tiles of at most 256 as can be, equal, a multiple of 8."""
+    tiles = -(-rows // 256)
+    return -(-rows // (8 * tiles)) * 8
+
+
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.cpp import Kernel, Program
 from pi05_ros.backends.cuda.kernels.glu import glu
+from pi05_ros.backends.cuda.shapes import row_tile
 from pi05_ros.backends.cuda.tma import TensorMap
 
 MOST_SHARED = 227 * 1024
@@ -21,12 +22,6 @@ MOST_SHARED = 227 * 1024
 def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
     hopper = torch.cuda.get_device_capability(device) == (9, 0)
     return hopper and features % 128 == 0 and inner % 64 == 0 and inner >= 128
-
-
-def tile_rows(rows: int) -> int:
-    """Rows of x a tile: as few tiles of at most 256 as can be, equal, a multiple of 8."""
-    tiles = -(-rows // 256)
-    return -(-rows // (8 * tiles)) * 8
 
 
 @functools.cache
@@ -48,7 +43,7 @@ def gated_product(x: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, porta
     if portable or not fits_hopper(features, inner, x.device):
         glu(torch.mm(x, weight.T, out=gate_up), out=out)
         return
-    tile = tile_rows(rows)
+    tile = row_tile(rows)
     kernel, processors = _kernel(features, inner, tile, x.device)
     blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
     # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]

@@ -30,7 +30,7 @@ def _kernel(patches: int, heads: int, dim: int, warps: int, device: torch.device
     return Program("image_attention", defines, device).kernel("image_attention", shared)
 
 
-def image_attention(qkv: Tensor, patches: int, heads: int, out: Tensor, warps: int = 4) -> None:
+def image_attention(qkv: Tensor, patches: int, heads: int, out: Tensor) -> None:
     """qkv [images * patches, 3 W] to out [images * patches, W]."""
     images, dim = out.shape[0] // patches, out.shape[1] // heads
     if not fits(patches, dim):
@@ -38,6 +38,9 @@ def image_attention(qkv: Tensor, patches: int, heads: int, out: Tensor, warps: i
         out.unflatten(1, (heads, -1)).unflatten(0, (images, -1)).copy_(
             F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
         return
+    processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count
+    one_each = patches // 64 * heads * images <= processors  # of the smaller blocks
+    warps = 4 if one_each or patches % 128 else 8
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
     _kernel(patches, heads, dim, warps, qkv.device).launch((patches // (16 * warps), heads, images), 32 * warps,
                                                            (qkv, out, scale))

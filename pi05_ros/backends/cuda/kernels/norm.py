@@ -50,7 +50,7 @@ def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, weight: Tens
     rows, width = x.shape
     added = 0 if add is None else add.numel() // width
     _layer_norm[(rows,)](x, out if delta is None else delta, weight if add is None else add, weight, bias, out,
-                         LAYER_NORM_EPS, width, triton.next_power_of_2(width), added, delta is not None, num_warps=4)
+                         LAYER_NORM_EPS, width, triton.next_power_of_2(width), added, delta is not None, num_warps=1)
 
 
 def rms_norm(x: Tensor, out: Tensor) -> None:
