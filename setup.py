@@ -28,6 +28,7 @@ setup(
     maintainer="pi05_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(exclude=["test", "test.*"]),
+    package_data={NAME: ["backends/cuda/csrc/*.cu", "backends/cuda/csrc/*.cuh"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -119,3 +119,30 @@ def test_refuses_a_device_without_cuda_and_other_models():
 def test_cuda_is_a_backend_of_every_stage():
     assert base.parse_choice("prefix=cuda,expert=cuda") == {"images": "eager", "vision": "eager", "prefix": "cuda",
                                                             "expert": "cuda"}
+
+
+@pytest.mark.parametrize(("rows", "tile"), [(968, 248), (560, 192), (272, 136), (256, 256), (257, 136), (1, 8)])
+def test_tiles_of_the_gated_product_cover_the_rows_and_waste_little(rows, tile):
+    tiles = -(-rows // tile)
+    assert shapes.row_tile(rows) == tile and tile % 8 == 0 and tile <= 256 and tiles * tile - rows < 8 * tiles
+
+
+def test_a_tensor_map_refuses_what_the_copy_engine_cannot_read():
+    from pi05_ros.backends.cuda.tma import TensorMap
+
+    for tensor, box in ((torch.zeros(8, 64), (8, 64)), (torch.zeros(64, 8, dtype=torch.bfloat16).T, (8, 64)),
+                        (torch.zeros(8, 96, dtype=torch.bfloat16), (8, 96))):
+        with pytest.raises(BackendError, match="tensor map"):
+            TensorMap(tensor, box)
+
+
+def test_tensor_float32_is_left_as_it_was_found():
+    from pi05_ros.backends.cuda.precision import tensor_float32
+
+    settings = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(settings, "fp32_precision") else "allow_tf32"
+    before = getattr(settings, name)
+    with pytest.raises(ZeroDivisionError), tensor_float32():
+        assert getattr(settings, name) in ("tf32", True) and getattr(settings, name) != before
+        raise ZeroDivisionError
+    assert getattr(settings, name) == before

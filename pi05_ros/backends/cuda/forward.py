@@ -8,11 +8,10 @@ times in tables (modulation.py). Rows beyond the valid ones are computed and nev
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from pi05_ros.backends.cuda.kernels import flow_step
-from pi05_ros.backends.cuda.kernels.glu import glu
+from pi05_ros.backends.cuda.kernels.gated_product import gated_product
+from pi05_ros.backends.cuda.kernels.image_attention import image_attention
 from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm
 from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
 from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
@@ -21,34 +20,31 @@ from pi05_ros.backends.cuda.kernels.residual_product import residual_product
 from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
 from pi05_ros.backends.cuda.kernels.suffix_attention import suffix_attention
 from pi05_ros.backends.cuda.packing import ExpertWeights, PrefixWeights, VisionWeights
+from pi05_ros.backends.cuda.precision import tensor_float32
 from pi05_ros.backends.cuda.shapes import Buffers
 from pi05_ros.config import Pi05Config
 
 
 def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> None:
     """b.pixels [cameras] to b.image_tokens: SigLIP and the projector."""
-    c, side = config.vision, config.vision.image_size // config.vision.patch_size
-    rows = cameras * c.num_patches
-    x, normed, qkv = b.vision_x[:rows], b.vision_normed[:rows], b.vision_qkv[:rows]
+    c, rows = config.vision, cameras * config.vision.num_patches
+    x, normed, qkv, attended = b.vision_x[:rows], b.vision_normed[:rows], b.vision_qkv[:rows], b.vision_attended[:rows]
+    side = c.image_size // c.patch_size
     patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
     b.patches[:rows].view(patches.shape).copy_(patches)
-    torch.addmm(w.position.repeat(cameras, 1), b.patches[:rows], w.patch, out=x)
-    delta, bias = None, None  # what the next norm adds to the float32 residual x
+    with tensor_float32():  # far finer than the bfloat16 that follows
+        torch.mm(b.patches[:rows], w.patch, out=x)
+    delta, bias = None, w.position  # what the next norm adds to the float32 residual x
     for layer in w.layers:
         layer_norm(x, delta, bias, layer.norm1, layer.norm1_b, out=normed)
         torch.addmm(layer.qkv_b, normed, layer.qkv.T, out=qkv)
-        delta = torch.mm(image_attention(qkv, cameras, c.num_heads), layer.out.T, out=b.vision_delta[:rows])
+        image_attention(qkv, c.num_patches, c.num_heads, attended)
+        delta = torch.mm(attended, layer.out.T, out=b.vision_delta[:rows])
         layer_norm(x, delta, layer.out_b, layer.norm2, layer.norm2_b, out=normed)
         hidden = torch._addmm_activation(layer.fc1_b, normed, layer.fc1.T, use_gelu=True)
         delta, bias = torch.mm(hidden, layer.fc2.T, out=b.vision_delta[:rows]), layer.fc2_b
     layer_norm(x, delta, bias, w.norm, w.norm_b, out=normed)
     torch.addmm(w.projector_b, normed, w.projector.T, out=b.image_tokens[:rows])
-
-
-def image_attention(qkv: Tensor, cameras: int, heads: int) -> Tensor:
-    """[rows, 3 W] to [rows, W]; every image by itself."""
-    q, k, v = qkv.unflatten(1, (3, heads, -1)).unflatten(0, (cameras, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(qkv.shape[0], -1)
 
 
 def prefix(w: PrefixWeights, b: Buffers, config: Pi05Config, rows: int) -> None:
@@ -60,13 +56,12 @@ def prefix(w: PrefixWeights, b: Buffers, config: Pi05Config, rows: int) -> None:
         rms_norm(x, out=normed)
         if layer.out is None or layer.gate_up is None or layer.down is None:  # the last layer: nobody reads more
             kv = torch.mm(normed, layer.qkv.T)
-            return rope_into_cache(kv, b.positions, b.cos, b.sin, keys, values)
+            return rope_into_cache(kv, b.positions, b.cos, b.sin, keys, values, queries=False)
         torch.mm(normed, layer.qkv.T, out=qkv)
-        rope_into_cache(qkv, b.positions, b.cos, b.sin, keys, values)
-        prefix_attention(qkv, keys, values, b.valid, attended, config.prefix.num_heads)
+        prefix_attention(qkv, b.positions, b.cos, b.sin, keys, values, b.valid, attended, config.prefix.num_heads)
         x.addmm_(attended, layer.out.T)
         rms_norm(x, out=normed)
-        glu(torch.mm(normed, layer.gate_up.T, out=gate_up), out=hidden)
+        gated_product(normed, layer.gate_up, gate_up, hidden)
         x.addmm_(hidden, layer.down.T)
 
 

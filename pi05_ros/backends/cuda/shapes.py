@@ -44,6 +44,12 @@ def tile(extent: int, most: int) -> int:
     return size
 
 
+def row_tile(rows: int) -> int:
+    """Rows a tile of the gated product: as few tiles of at most 256 as can be, equal, a multiple of 8."""
+    tiles = -(-rows // 256)
+    return -(-rows // (8 * tiles)) * 8
+
+
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -62,6 +68,7 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "vision_delta": ((image_rows, v.width), bf16),
         "vision_normed": ((image_rows, v.width), bf16),
         "vision_qkv": ((image_rows, 3 * v.width), bf16),
+        "vision_attended": ((image_rows, v.width), bf16),
         "image_tokens": ((image_rows, p.width), bf16),
         # prefix
         "source": ((rows,), i32),

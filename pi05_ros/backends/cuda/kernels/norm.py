@@ -16,19 +16,21 @@ from pi05_ros.model.siglip import LAYER_NORM_EPS
 
 @triton.jit
 def _layer_norm(x_ptr, delta_ptr, add_ptr, weight_ptr, bias_ptr, out_ptr, eps, WIDTH: tl.constexpr,
-                BLOCK: tl.constexpr, ADD: tl.constexpr):
+                BLOCK: tl.constexpr, ADDED: tl.constexpr, DELTA: tl.constexpr):
     at = tl.program_id(0) * WIDTH
     cols = tl.arange(0, BLOCK)
     inside = cols < WIDTH
     x = tl.load(x_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        x += tl.load(delta_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
-        x += tl.load(add_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)  # here: all loads under way together
+    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    if ADDED > 0:
+        if DELTA:
+            x += tl.load(delta_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
+        add = add_ptr + tl.program_id(0) % ADDED * WIDTH
+        x += tl.load(add + cols, mask=inside, other=0.0).to(tl.float32)
         tl.store(x_ptr + at + cols, x.to(x_ptr.dtype.element_ty), mask=inside)
     centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
     y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at + cols, (y * weight + bias).to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -44,11 +46,11 @@ def _rms_norm(x_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, weight: Tensor, bias: Tensor,
                out: Tensor) -> None:
-    """x [rows, W] += delta [rows, W] + add [W] (where given), out = LayerNorm(x)."""
+    """x [rows, W] += delta [rows, W] + add [W] or [n, W], row i taking i % n (where given), out = LayerNorm(x)."""
     rows, width = x.shape
-    fused = delta is not None
-    _layer_norm[(rows,)](x, delta if fused else out, add if fused else weight, weight, bias, out, LAYER_NORM_EPS, width,
-                         triton.next_power_of_2(width), fused, num_warps=4)
+    added = 0 if add is None else add.numel() // width
+    _layer_norm[(rows,)](x, out if delta is None else delta, weight if add is None else add, weight, bias, out,
+                         LAYER_NORM_EPS, width, triton.next_power_of_2(width), added, delta is not None, num_warps=1)
 
 
 def rms_norm(x: Tensor, out: Tensor) -> None:

@@ -1,15 +1,26 @@
-"""Prefix attention: every valid row sees every valid row; all query heads share one key and value head.
+"""Prefix attention and its RoPE: every valid row sees every valid row; all query heads share one key and value head.
 
 So the queries of all heads are one matrix [rows * heads, D] against keys and values [rows, D]: online softmax over
-blocks of keys, logits and sums in float32. Floor at 968 rows: 7.7 GFLOP a layer, 10 us. Checked against torch's
+blocks of keys, logits and sums in float32. On Hopper csrc/prefix_attention.cu, which rotates the queries itself;
+elsewhere the Triton kernel here. Floor at 968 rows: 7.7 GFLOP a layer, 10 us. Checked against torch's
 scaled_dot_product_attention in float32, with masked rows in the middle.
 """
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from pi05_ros.backends.cuda.cpp import Kernel, Program
+from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
+from pi05_ros.backends.cuda.tma import TensorMap
+
+MOST_ROWS = 1024  # of the Hopper kernel: a block's share of the mask is in shared memory
+SHARED_BYTES = 2 * 2**15 + 5 * 2**15 + 2 * 512 + 5 * 16 + 16  # queries, ring, mask, barriers
 
 
 @triton.jit
@@ -40,9 +51,28 @@ def _attention(qkv_ptr, keys_ptr, values_ptr, valid_ptr, out_ptr, rows, scale, H
     tl.store(out_ptr + m[:, None] * D + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
-def prefix_attention(qkv: Tensor, keys: Tensor, values: Tensor, valid: Tensor, out: Tensor, heads: int) -> None:
-    """q in qkv [rows, (heads + 2) * D], rotated; keys, values [>= rows, D]; valid [rows]; out [rows, heads * D]."""
+def fits_hopper(rows: int, dim: int, device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0) and dim == 256 and 64 < rows <= MOST_ROWS
+
+
+@functools.cache
+def _kernel(heads: int, device: torch.device) -> Kernel:
+    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "SHARED_BYTES": SHARED_BYTES}
+    return Program("prefix_attention", defines, device).kernel("prefix_attention", SHARED_BYTES)
+
+
+def prefix_attention(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
+                     valid: Tensor, out: Tensor, heads: int, portable: bool = False) -> None:
+    """qkv [rows, (heads + 2) * D] before RoPE; keys, values [>= rows, D] take this layer's; valid [rows]; out
+    [rows, heads * D]. `portable`: not the Hopper kernel."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
-    _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
-                                                    dim, 64, 64, num_warps=4, num_stages=3)
+    hopper = not portable and fits_hopper(rows, dim, qkv.device)
+    rope_into_cache(qkv, positions, cos, sin, keys, values, queries=not hopper)
+    if not hopper:
+        _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
+                                                     dim, 64, 64, num_warps=4, num_stages=3)
+        return
+    maps = tuple(TensorMap(t, (64, 64)) for t in (keys[:rows], values[:rows], out.view(-1, dim)))
+    _kernel(heads, qkv.device).launch((2 * triton.cdiv(rows * heads, 128),), 384,
+                                      (*maps, qkv, valid, positions, cos, sin, rows, scale), cluster=2)

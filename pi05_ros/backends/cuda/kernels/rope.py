@@ -1,4 +1,4 @@
-"""Prefix q, k, v after their merged product: q rotated in place, k rotated into the cache, v copied into it.
+"""Prefix q, k, v after their merged product: k rotated into the cache, v copied into it, q rotated in place if wanted.
 
 Half-split rotation, pair i with i + head_dim / 2, in float32 with float32 tables. One program a row and head.
 Floor: bytes, 10 MB at 968 rows (2.3 us). Checked against model/positions.py `rotate`.
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 @triton.jit
-def _rope(qkv_ptr, positions_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, ROTATED: tl.constexpr, HEADS: tl.constexpr,
-          D: tl.constexpr, BLOCK: tl.constexpr):
-    """Heads 0..ROTATED-1 are queries, then one key, then one value; HEADS is all of them."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+def _rope(qkv_ptr, positions_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, FIRST: tl.constexpr, ROTATED: tl.constexpr,
+          HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Heads 0..ROTATED-1 are queries, then one key, then one value; HEADS is all of them, FIRST the first to do."""
+    row, head = tl.program_id(0).to(tl.int64), FIRST + tl.program_id(1)
     half: tl.constexpr = D // 2
     i = tl.arange(0, BLOCK)
     inside = i < half
@@ -35,9 +35,11 @@ def _rope(qkv_ptr, positions_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, ROTATE
     tl.store(at + half, second.to(tl.bfloat16), mask=inside)
 
 
-def rope_into_cache(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor) -> None:
-    """qkv [rows, (Q + 2) * D], or [rows, 2 * D] where only k and v are wanted; keys, values [>= rows, D]."""
+def rope_into_cache(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
+                    queries: bool) -> None:
+    """qkv [rows, (Q + 2) * D], Q may be 0; keys, values [>= rows, D]; `queries`: rotate q too."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     heads = qkv.shape[1] // dim
-    _rope[(rows, heads)](qkv, positions, cos, sin, keys, values, heads - 2, heads, dim,
-                         triton.next_power_of_2(dim // 2), num_warps=1)
+    first = 0 if queries else heads - 2
+    _rope[(rows, heads - first)](qkv, positions, cos, sin, keys, values, first, heads - 2, heads, dim,
+                                 triton.next_power_of_2(dim // 2), num_warps=1)

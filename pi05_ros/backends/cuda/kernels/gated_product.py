@@ -1,0 +1,52 @@
+"""The prefix's gate|up product and its gated linear unit: x [rows, K], weight [2F, K] to [rows, F].
+
+On Hopper one kernel (csrc/gate_up.cu), so [rows, 2F] never reaches memory; elsewhere cuBLAS and `glu`. Floor at 968
+rows: 130 GFLOP, 165 us at the measured ceiling, 122 us at the tensor cores' own. Checked against torch in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.cuda.cpp import Kernel, Program
+from pi05_ros.backends.cuda.kernels.glu import glu
+from pi05_ros.backends.cuda.shapes import row_tile
+from pi05_ros.backends.cuda.tma import TensorMap
+
+MOST_SHARED = 227 * 1024
+
+
+def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
+    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    return hopper and features % 128 == 0 and inner % 64 == 0 and inner >= 128
+
+
+@functools.cache
+def _kernel(features: int, inner: int, tile: int, device: torch.device) -> tuple[Kernel, int]:
+    half, sums = (tile + 15) // 16 * 8, tile // 2
+    stage, out = 128 * 128 + 2 * half * 128, 2 * tile * 64
+    stages = (MOST_SHARED - out) // (stage + 16)
+    shared = stages * (stage + 16) + out
+    defines = {"F": features, "K": inner, "ROWS": tile, "STAGES": stages, "SHARED_BYTES": shared,
+               "LAST": tile // 8 - 1, "LEFT": sums, "RIGHT": sums + 1, "KEEP": sums + 2}
+    kernel = Program("gate_up", defines, device).kernel("gate_up", shared)
+    return kernel, torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def gated_product(x: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, portable: bool = False) -> None:
+    """out = gelu_tanh(x gate^T) * (x up^T); `gate_up` [rows, 2F] is scratch. `portable`: not the Hopper kernel."""
+    rows, inner = x.shape
+    features = out.shape[1]
+    if portable or not fits_hopper(features, inner, x.device):
+        glu(torch.mm(x, weight.T, out=gate_up), out=out)
+        return
+    tile = row_tile(rows)
+    kernel, processors = _kernel(features, inner, tile, x.device)
+    blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
+    # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]
+    in_turn = weight.view(2, features // 8, 8, inner).transpose(0, 1)
+    maps = (TensorMap(x, (-(-tile // 16) * 8, 64)), TensorMap(in_turn, (8, 2, 8, 64)), TensorMap(out, (tile, 32)))
+    kernel.launch((blocks,), 384, (*maps, rows), cluster=2)

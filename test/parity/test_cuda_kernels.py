@@ -1,0 +1,95 @@
+"""Kernels of vision and prefix alone, on fresh inputs, against PyTorch in float32; the Hopper ones and the portable.
+
+What they write lies in a larger tensor of a known value, so that a row too many shows.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pi05_ros.benchmark.latency import relative_error
+from pi05_ros.model.siglip import LAYER_NORM_EPS
+
+pytestmark = pytest.mark.gpu
+DEVICE, BF16 = torch.device("cuda"), torch.bfloat16
+PORTABLE = pytest.mark.parametrize("portable", [False, True], ids=["this GPU's", "portable"])
+BEYOND = 7.0  # what stands behind the rows that a kernel may write
+
+
+def normal(*shape, dtype=BF16, scale=1.0):
+    return (torch.randn(shape, device=DEVICE) * scale).to(dtype)
+
+
+def room(rows, columns):
+    return torch.full((rows + 8, columns), BEYOND, device=DEVICE, dtype=BF16)
+
+
+@PORTABLE
+@pytest.mark.parametrize(("rows", "inner", "features"), [(968, 2048, 16384), (560, 2048, 16384), (272, 2048, 16384),
+                                                         (1000, 2048, 1024), (40, 128, 128), (257, 192, 384)])
+def test_gated_product(rows, inner, features, portable):
+    from pi05_ros.backends.cuda.kernels.gated_product import gated_product
+
+    x, weight, out = normal(rows, inner), normal(2 * features, inner, scale=inner**-0.5), room(rows, features)
+    gate, up = (x.float() @ weight.float().T).chunk(2, 1)
+    gated_product(x, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
+    first = out.clone()
+    gated_product(x, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
+    assert relative_error(out[:rows], F.gelu(gate, approximate="tanh") * up) < 4e-3
+    assert torch.equal(first, out) and (out[rows:] == BEYOND).all()
+
+
+@PORTABLE
+@pytest.mark.parametrize(("rows", "heads"), [(968, 8), (560, 8), (272, 8), (65, 8), (129, 4)])
+def test_prefix_attention_with_masked_rows(rows, heads, portable):
+    from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
+
+    dim, spare = 256, 50
+    angles = torch.arange(rows + spare, device=DEVICE)[:, None] * 1e4 ** -(torch.arange(128, device=DEVICE) / 128)
+    cos, sin = angles.cos().contiguous(), angles.sin().contiguous()
+    valid = (torch.rand(rows + spare, device=DEVICE) < 0.8).to(torch.uint8)
+    valid[rows // 3:rows // 2] = 0
+    valid[0] = 1
+    positions = (valid[:rows].cumsum(0) - 1).clamp(min=0).int()
+    qkv, out = normal(rows, (heads + 2) * dim, scale=1.5), room(rows, heads * dim)
+    q, k, v = (t.float().unflatten(1, (-1, dim)) for t in qkv.split([heads * dim, dim, dim], 1))
+
+    def rotated(t):
+        c, s, (a, b) = cos[positions.long()][:, None], sin[positions.long()][:, None], t.chunk(2, -1)
+        return torch.cat([a * c - b * s, b * c + a * s], -1)
+
+    q, k, v = (t.transpose(0, 1).expand(heads, -1, -1) for t in (rotated(q), rotated(k), v))
+    mask = valid[:rows].bool()[None, None]
+    truth = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1).flatten(1)
+    keys, values = (torch.full((rows + spare, dim), BEYOND, device=DEVICE, dtype=BF16) for _ in range(2))
+    prefix_attention(qkv, positions, cos, sin, keys, values, valid, out[:rows], heads, portable)
+    assert relative_error(out[:rows], truth) < 8e-3 and relative_error(keys[:rows], k[0]) < 4e-3
+    assert (out[rows:] == BEYOND).all() and (keys[rows:] == BEYOND).all() and (values[rows:] == BEYOND).all()
+
+
+@pytest.mark.parametrize(("images", "patches", "heads", "dim"), [(3, 256, 16, 72), (2, 256, 16, 72), (1, 64, 2, 16),
+                                                                 (2, 128, 3, 64), (2, 16, 2, 32)])
+def test_image_attention(images, patches, heads, dim):
+    from pi05_ros.backends.cuda.kernels.image_attention import image_attention
+
+    rows = images * patches
+    qkv, out = normal(rows, 3 * heads * dim), room(rows, heads * dim)
+    q, k, v = qkv.float().view(images, patches, 3, heads, dim).permute(2, 0, 3, 1, 4)
+    image_attention(qkv, patches, heads, out[:rows])
+    truth = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, -1)
+    assert relative_error(out[:rows], truth) < 8e-3 and (out[rows:] == BEYOND).all()
+
+
+@pytest.mark.parametrize("added", ["nothing", "position", "product and bias"])
+def test_layer_norm_takes_up_what_is_added(added):
+    from pi05_ros.backends.cuda.kernels.norm import layer_norm
+
+    rows, width, patches = 768, 1152, 256
+    x, weight, bias, out = normal(rows, width, dtype=torch.float32), normal(width), normal(width), room(rows, width)
+    delta, add = {"nothing": (None, None), "position": (None, normal(patches, width, dtype=torch.float32)),
+                  "product and bias": (normal(rows, width), normal(width))}[added]
+    summed = x + (0 if delta is None else delta.float())
+    summed += 0 if add is None else add.float().repeat(rows // patches, 1) if add.dim() == 2 else add.float()
+    layer_norm(x, delta, add, weight, bias, out[:rows])
+    truth = F.layer_norm(summed, (width,), weight.float(), bias.float(), LAYER_NORM_EPS)
+    assert torch.equal(x, summed) and relative_error(out[:rows], truth) < 4e-3 and (out[rows:] == BEYOND).all()
