@@ -27,5 +27,7 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
 
     with torch.cuda.device(device):
         built = CudaStages(config, pack(source, device, wanted, on_progress), allocate(config, device), device, resize)
+        torch.cuda.empty_cache()  # what loading no longer needs; graphs have memory of their own
         built.capture()
+        torch.cuda.empty_cache()
     return built

@@ -10,7 +10,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.shapes import table_bytes
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
-from pi05_ros.model.weights import STAGE_MODULES, expected_shapes, openpi_name
+from pi05_ros.model.weights import STAGE_MODULES, expected_shapes, openpi_name, target_dtype
 from pi05_ros.schema import Guidance
 
 SHARED_BYTES = 227 * 2**10  # the full-size prefix attention's tiles, with their pipeline
@@ -57,11 +57,17 @@ def check_model(config: Pi05Config, stages: list[str]) -> None:
 
 
 def bytes_needed(config: Pi05Config, stages: list[str]) -> int:
-    """Weights of the stages (adaRMS and the small heads in float32), static buffers, workspace."""
-    starts = tuple(openpi_name(m) for stage in stages for m in STAGE_MODULES[stage])
-    weights = sum(shape.numel() * (4 if ".dense." in name else 2) for name, shape in expected_shapes(config).items()
-                  if starts and name.startswith(starts))
-    return weights + table_bytes(config) + WORKSPACE_BYTES
+    """Weights of the stages, static buffers, workspace."""
+    return weight_bytes(config, stages) + table_bytes(config) + WORKSPACE_BYTES
+
+
+def weight_bytes(config: Pi05Config, stages: list[str]) -> int:
+    """At most: adaRMS layers count as float32, though a checkpoint that has them in bfloat16 keeps them so."""
+    starts = tuple(openpi_name(module) for stage in stages for module in STAGE_MODULES[stage])
+    last = openpi_name(f"language_model.layers.{config.prefix.depth - 1}.")
+    return sum(shape.numel() * target_dtype(name, torch.bfloat16).itemsize
+               for name, shape in expected_shapes(config).items()
+               if name.startswith(starts) and (not name.startswith(last) or "k_proj" in name or "v_proj" in name))
 
 
 def check_memory(config: Pi05Config, stages: list[str], device: torch.device) -> None:
