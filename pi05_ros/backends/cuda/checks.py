@@ -13,7 +13,6 @@ from pi05_ros.errors import BackendError
 from pi05_ros.model.weights import STAGE_MODULES, expected_shapes, openpi_name, target_dtype
 from pi05_ros.schema import Guidance
 
-SHARED_BYTES = 227 * 2**10  # the full-size prefix attention's tiles, with their pipeline
 WORKSPACE_BYTES = 300 * 2**20  # cuBLAS workspaces, graphs, one layer in the source's dtype
 
 
@@ -26,11 +25,6 @@ def check_request(config: Pi05Config, stages: list[str], device: torch.device, d
     if capability < (8, 0):
         raise BackendError("backend 'cuda'", expected="compute capability 8.0 (Ampere) or later",
                            received=".".join(map(str, capability)), way_out="Use backend 'eager' on this GPU.")
-    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin")  # noqa: B009  (no stub)
-    if config.prefix.head_dim >= 256 and shared < SHARED_BYTES:
-        raise BackendError("backend 'cuda'", expected=f"{SHARED_BYTES // 1024} KiB of shared memory a block, as Hopper "
-                           "and Blackwell's data centre GPUs have", received=f"{shared // 1024} KiB",
-                           way_out="This version's attention tiles do not fit this GPU; use backend 'eager'.")
     if dtype != "bfloat16":
         raise BackendError("backend 'cuda'", expected="dtype bfloat16", received=str(dtype),
                            way_out="Use dtype bfloat16, or backend 'eager' for float32.")

@@ -18,6 +18,7 @@ from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.modulation import step_tables
 from pi05_ros.backends.cuda.packing import Packed
 from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
+from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
 from pi05_ros.model import flow, images
@@ -29,9 +30,10 @@ from pi05_ros.schema import Guidance
 class CudaStages:
     """Stages as in backends/base.py; batch 1, bfloat16."""
 
-    def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, device: torch.device,
+    def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
                  resize: str) -> None:
         self.config, self.weights, self.buffers, self.device, self.resize = config, weights, buffers, device, resize
+        self.tilings = tilings
         self._num_steps = 0  # whose tables the buffers hold
         self._graphs: dict[str, StageGraphs] = {}
         cos, sin = rope_tables(torch.arange(len(buffers.cos), device=device)[None], config.prefix.head_dim,
@@ -43,7 +45,7 @@ class CudaStages:
     @torch.no_grad()
     def capture(self) -> None:
         """Every graph of every stage that has weights; nothing is captured later."""
-        w, b, config = self.weights, self.buffers, self.config
+        w, b, t, config = self.weights, self.buffers, self.tilings, self.config
         if w.vision:
             counts = range(1, config.num_cameras + 1)
             self._graphs["vision"] = StageGraphs(
@@ -51,10 +53,10 @@ class CudaStages:
         if w.prefix:
             buckets = all_buckets(config)
             self._graphs["prefix"] = StageGraphs(
-                [(rows, partial(forward.prefix, w.prefix, b, config, rows)) for rows in buckets], self.device)
+                [(rows, partial(forward.prefix, w.prefix, b, t, config, rows)) for rows in buckets], self.device)
         if w.expert:
             self._graphs["expert"] = StageGraphs(
-                [(k, partial(forward.denoising_step, w.expert, b, k)) for k in range(MAX_STEPS)], self.device)
+                [(k, partial(forward.denoising_step, w.expert, b, t, k)) for k in range(MAX_STEPS)], self.device)
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
         """float32 [1, N, 3, 224, 224] in [-1, 1]; resized by the reference."""

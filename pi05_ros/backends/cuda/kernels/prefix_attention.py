@@ -11,6 +11,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
+
+CANDIDATES = [Tiles(64, 64, warps=4, stages=3), Tiles(128, 64, warps=8, stages=2), Tiles(64, 64, warps=4, stages=2),
+              Tiles(64, 64, warps=8, stages=2), Tiles(64, 32, warps=4, stages=2), Tiles(32, 32, warps=4, stages=2)]
+
+
+def shared_bytes(dim: int) -> SharedBytes:
+    """Queries, the pipeline's keys and values, and the probabilities where they do not stay in registers."""
+
+    def bound(t: Tiles, gpu: Gpu) -> int:
+        probabilities = 0 if gpu.asynchronous else t.rows * t.columns
+        return 2 * (dim * (t.rows + 2 * gpu.buffers(t.stages) * t.columns) + probabilities) + 1024
+
+    return bound
+
 
 @triton.jit
 def _attention(qkv_ptr, keys_ptr, values_ptr, valid_ptr, out_ptr, rows, scale, HEADS: tl.constexpr,
@@ -40,9 +55,11 @@ def _attention(qkv_ptr, keys_ptr, values_ptr, valid_ptr, out_ptr, rows, scale, H
     tl.store(out_ptr + m[:, None] * D + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
-def prefix_attention(qkv: Tensor, keys: Tensor, values: Tensor, valid: Tensor, out: Tensor, heads: int) -> None:
+def prefix_attention(qkv: Tensor, keys: Tensor, values: Tensor, valid: Tensor, out: Tensor, heads: int,
+                     tiles: Tiles) -> None:
     """q in qkv [rows, (heads + 2) * D], rotated; keys, values [>= rows, D]; valid [rows]; out [rows, heads * D]."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
-    _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
-                                                    dim, 64, 64, num_warps=4, num_stages=3)
+    _attention[(triton.cdiv(rows * heads, tiles.rows),)](
+        qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1], dim, tiles.rows, tiles.columns,
+        num_warps=tiles.warps, num_stages=tiles.stages)
