@@ -86,6 +86,7 @@ def compile_forward(gpu, choice):
         noise = torch.zeros(1, config.action_horizon, config.action_dim, device=META)
         flow_step.start(noise, mask(config.prefix_len), b.x_t, b.expert_valid, b.counters)
         forward.denoising_step(w.expert, b, choice, 0)
+        forward.guide(b, 0)
     return shared
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pi05_ros.backends.cuda.kernels import flow_step
+from pi05_ros.backends.cuda.kernels import flow_step, guidance
 from pi05_ros.backends.cuda.kernels.glu import glu
 from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm
 from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
@@ -89,3 +89,8 @@ def denoising_step(w: ExpertWeights, b: Buffers, tilings: Tilings, step: int) ->
         residual_product(b.expert_hidden, layer.down, gate[2 * i + 1], scale[2 * i + 2], *x, *summing,
                          tilings.mlp_down)
     flow_step.leave(b.expert_scaled, w.action_out, b.out_bias[step], b.squares, b.dt, b.x_t)
+
+
+def guide(b: Buffers, step: int) -> None:
+    """After denoising step `step`, where the chunk is guided: b.x_t pulled to b.previous."""
+    guidance.guide(b.x_t, b.x_before, b.previous, b.reach[step:step + 1], b.pull[step])
