@@ -18,7 +18,7 @@ from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
 
-BUDGET_S = 20.0  # for all measurements of one configure
+BUDGET_S = 25.0  # for all measurements of one configure; most of it is compiling
 log = logging.getLogger(__name__)
 
 
@@ -106,10 +106,10 @@ def tilings_for(config: Pi05Config, weights: Packed, buffers: Buffers, gpu: Gpu,
 def workloads(weights: Packed, b: Buffers, config: Pi05Config) -> dict[str, Callable[[Tiles], None]]:
     """A kernel's work in one pass over all layers, so that weights come from memory as in the forward."""
     works: dict[str, Callable[[Tiles], None]] = {}
-    if weights.prefix:
-        works |= _prefix_work(weights.prefix, b, config)
     if weights.expert:
         works |= _expert_work(weights.expert, b)
+    if weights.prefix:
+        works |= _prefix_work(weights.prefix, b, config)
     return works
 
 
@@ -152,8 +152,8 @@ def _expert_work(w: ExpertWeights, b: Buffers) -> dict[str, Callable[[Tiles], No
             assert layer.down is not None
             residual_product.residual_product(b.expert_hidden, layer.down, gate[0], scale[0], *residual, tiles)
 
-    return {"qkv_product": qkv, "suffix_attention": attention, "attention_out": out, "glu_product": glu,
-            "mlp_down": down}
+    return {"qkv_product": qkv, "attention_out": out, "glu_product": glu, "mlp_down": down,
+            "suffix_attention": attention}  # the quick to compile first: what time they leave, the others have
 
 
 def _shapes(config: Pi05Config) -> str:
