@@ -42,6 +42,6 @@ def tables(guidance: Guidance, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def guide(x_t: Tensor, before: Tensor, previous: Tensor, reach: Tensor, pull: Tensor) -> None:
-    """x_t [H, A], a step after `before`, to x'', which `before` then holds too; previous [H, A], reach [1], pull [H]."""
+    """x_t [H, A], a step after `before`, to x'', also in `before`; previous [H, A], reach [1], pull [H]."""
     _guide[(triton.cdiv(x_t.numel(), 256),)](x_t, before, previous, reach, pull, x_t.numel(), x_t.shape[1], 256,
                                              num_warps=4)
