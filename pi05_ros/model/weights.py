@@ -129,7 +129,8 @@ def check_shape(name: str, found: Sequence[int], shape: torch.Size) -> None:
 def check_tensor(name: str, tensor: Tensor, shape: torch.Size) -> None:
     """The shape is right and every number finite."""
     check_shape(name, tensor.shape, shape)
-    if not torch.isfinite(tensor).all():
+    ends = torch.stack(torch.aminmax(tensor))  # NaN shows in both; no copy of the tensor, which isfinite() makes
+    if not torch.isfinite(ends).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(f"tensor '{name}'", expected="finite numbers", received=f"{bad} NaN or infinite values",
                               way_out="The training diverged or the file is damaged; take an earlier checkpoint.")

@@ -1,10 +1,14 @@
 """The CUDA backend against float32 eager, on inputs nobody has seen: stages, totals, shapes, repeatability, memory."""
 
+import gc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pi05_ros.backends import base
+from pi05_ros.backends.cuda import checks
 from pi05_ros.benchmark.device_source import DeviceSource
 from pi05_ros.benchmark.inputs import random_inputs
 from pi05_ros.benchmark.latency import relative_error, run_stages
@@ -67,6 +71,26 @@ def test_full_size_is_no_further_from_float32_than_eager(full):
         assert ours <= 1.2 * theirs, (cameras, tokens, steps, seed)
 
 
+def guided_actions(stages, inputs, steps, guidance):
+    cache = stages.prefix.prefill(stages.vision.encode_images(stages.images.prepare_images(inputs.frames)),
+                                  inputs.image_mask, inputs.tokens, inputs.token_mask)
+    return stages.expert.denoise(cache, inputs.noise, steps, guidance=guidance)
+
+
+def test_guided_chunks_are_no_further_from_float32_than_eagers(full):
+    rng, horizon = np.random.default_rng(SEEDS.spawn(1)[0]), full.config.action_horizon
+    for (cameras, tokens, steps, seed), schedule in zip(fresh_cases(full.config, 4), ("linear", "exp", "ones", "zeros"),
+                                                        strict=True):
+        previous = rng.standard_normal((1, horizon, full.config.action_dim), dtype=np.float32)
+        guidance = Guidance(previous, delay=int(rng.integers(1, 6)), end=int(rng.integers(5, horizon + 1)),
+                            schedule=schedule)
+        inputs = full.inputs(cameras, tokens, seed)
+        truth, theirs, ours = (guided_actions(s, inputs, steps, guidance) for s in (full.truth, full.eager, full.cuda))
+        assert relative_error(ours, truth) <= 1.2 * relative_error(theirs, truth), (cameras, tokens, steps, seed)
+        free = run_stages(full.cuda, inputs, steps)  # a chunk without guidance after one with it
+        assert relative_error(free, truth) > 0.01 and torch.equal(free, run_stages(full.cuda, inputs, steps))
+
+
 def test_each_stage_is_no_further_from_float32_than_eager(full):
     """Each stage on the truth's own input to it."""
     inputs = full.inputs(3, 137, int(SEEDS.generate_state(1)[0]))
@@ -112,11 +136,17 @@ def test_stages_mix_with_eager(tiny, choice):
     assert relative_error(run_stages(mixed, inputs, 5), run_stages(tiny.truth, inputs, 5)) < 1e-2
 
 
-def test_full_size_fits_in_eight_gigabytes():
+def test_full_size_never_takes_more_than_eight_gigabytes():
+    """Of everything PyTorch holds, from loading to actions; and no more than was asked for."""
+    gc.collect()
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    stages = base.build("cuda", DeviceSource(Pi05Config()), "cuda", "bfloat16")
-    assert torch.cuda.memory_allocated() - before <= 8e9 and stages.names["expert"] == "cuda"
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    source = DeviceSource(Pi05Config())
+    stages = base.build("cuda", source, "cuda", "bfloat16")
+    run_stages(stages, random_inputs(source.config, DEVICE, 3, 200, 0), 50)
+    taken = torch.cuda.max_memory_reserved() - before
+    assert taken <= checks.bytes_needed(source.config, list(base.STAGES)) <= 8e9
 
 
 def test_refuses_what_it_cannot_do(tiny):
@@ -129,7 +159,9 @@ def test_refuses_what_it_cannot_do(tiny):
     cache = tiny.cuda.prefix.prefill(tiny.cuda.vision.encode_images(pixels), inputs.image_mask, inputs.tokens,
                                      inputs.token_mask)
     guidance = Guidance(np.zeros((1, 10, 32), np.float32), delay=1, end=5)
-    with pytest.raises(BackendError, match="guidance"):
-        tiny.cuda.expert.denoise(cache, inputs.noise, 5, guidance=guidance)
+    for wrong, match in ((replace(guidance, jacobian="vjp"), "identity Jacobian"),
+                         (replace(guidance, previous=guidance.previous[:, :5]), "previous chunk")):
+        with pytest.raises(BackendError, match=match):
+            tiny.cuda.expert.denoise(cache, inputs.noise, 5, guidance=wrong)
     with pytest.raises(BackendError, match="num_steps"):
         tiny.cuda.expert.denoise(cache, inputs.noise, 51)

@@ -10,6 +10,7 @@ import torch
 from pi05_ros.backends.cuda import checks
 from pi05_ros.backends.cuda.packing import pack
 from pi05_ros.backends.cuda.shapes import allocate
+from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.model.weights import Progress, WeightSource
 
 if TYPE_CHECKING:
@@ -24,8 +25,13 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     checks.check_triton()
     checks.check_memory(config, wanted, device)
     from pi05_ros.backends.cuda.stages import CudaStages
+    from pi05_ros.backends.cuda.tilings import tilings_for
 
     with torch.cuda.device(device):
-        built = CudaStages(config, pack(source, device, wanted, on_progress), allocate(config, device), device, resize)
+        weights, buffers = pack(source, device, wanted, on_progress), allocate(config, device)
+        built = CudaStages(config, weights, buffers, tilings_for(config, weights, buffers, Gpu.of(device)), device,
+                           resize)
+        torch.cuda.empty_cache()  # what loading no longer needs; graphs have memory of their own
         built.capture()
+        torch.cuda.empty_cache()
     return built

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from pi05_ros.backends.cuda.kernels import flow_step
+from pi05_ros.backends.cuda.kernels import flow_step, guidance
 from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 from pi05_ros.backends.cuda.kernels.image_attention import image_attention
 from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm
@@ -22,6 +22,7 @@ from pi05_ros.backends.cuda.kernels.suffix_attention import suffix_attention
 from pi05_ros.backends.cuda.packing import ExpertWeights, PrefixWeights, VisionWeights
 from pi05_ros.backends.cuda.precision import tensor_float32
 from pi05_ros.backends.cuda.shapes import Buffers
+from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
 
 
@@ -47,7 +48,7 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
     torch.addmm(w.projector_b, normed, w.projector.T, out=b.image_tokens[:rows])
 
 
-def prefix(w: PrefixWeights, b: Buffers, config: Pi05Config, rows: int) -> None:
+def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, rows: int) -> None:
     """b.source, b.valid, b.positions and b.image_tokens to b.keys and b.values: Gemma without its last attention."""
     x, normed, qkv = b.prefix_x[:rows], b.prefix_normed[:rows], b.prefix_qkv[:rows]
     attended, gate_up, hidden = b.prefix_attended[:rows], b.prefix_gate_up[:rows], b.prefix_hidden[:rows]
@@ -58,14 +59,15 @@ def prefix(w: PrefixWeights, b: Buffers, config: Pi05Config, rows: int) -> None:
             kv = torch.mm(normed, layer.qkv.T)
             return rope_into_cache(kv, b.positions, b.cos, b.sin, keys, values, queries=False)
         torch.mm(normed, layer.qkv.T, out=qkv)
-        prefix_attention(qkv, b.positions, b.cos, b.sin, keys, values, b.valid, attended, config.prefix.num_heads)
+        prefix_attention(qkv, b.positions, b.cos, b.sin, keys, values, b.valid, attended, config.prefix.num_heads,
+                         tilings.prefix_attention)
         x.addmm_(attended, layer.out.T)
         rms_norm(x, out=normed)
         gated_product(normed, layer.gate_up, gate_up, hidden)
         x.addmm_(hidden, layer.down.T)
 
 
-def denoising_step(w: ExpertWeights, b: Buffers, step: int) -> None:
+def denoising_step(w: ExpertWeights, b: Buffers, tilings: Tilings, step: int) -> None:
     """b.x_t one step on, with row `step` of the modulation tables; the suffix's keys stand behind the prefix's."""
     scale, gate = b.scales[step], b.gates[step]
     x, summing = (b.expert_x, b.expert_scaled, b.squares), (b.split_sums, b.arrivals)
@@ -73,10 +75,18 @@ def denoising_step(w: ExpertWeights, b: Buffers, step: int) -> None:
     for i, (layer, keys, values) in enumerate(zip(w.layers, b.keys, b.values, strict=True)):
         assert layer.out is not None and layer.gate_up is not None and layer.down is not None
         qkv_product(b.expert_scaled, layer.qkv, b.qkv_bias[step, i], b.squares, b.counters, b.cos, b.sin, b.expert_q,
-                    keys, values)
+                    keys, values, tilings.qkv_product)
         suffix_attention(b.expert_q, keys, values, b.expert_valid, b.counters, b.split_attended, b.split_stats,
-                         b.expert_attended)
-        residual_product(b.expert_attended, layer.out, gate[2 * i], scale[2 * i + 1], *x, *summing)
-        glu_product(b.expert_scaled, layer.gate_up, b.gate_up_bias[step, i], b.squares, b.expert_hidden)
-        residual_product(b.expert_hidden, layer.down, gate[2 * i + 1], scale[2 * i + 2], *x, *summing)
+                         b.expert_attended, tilings.suffix_attention)
+        residual_product(b.expert_attended, layer.out, gate[2 * i], scale[2 * i + 1], *x, *summing,
+                         tilings.attention_out)
+        glu_product(b.expert_scaled, layer.gate_up, b.gate_up_bias[step, i], b.squares, b.expert_hidden,
+                    tilings.glu_product)
+        residual_product(b.expert_hidden, layer.down, gate[2 * i + 1], scale[2 * i + 2], *x, *summing,
+                         tilings.mlp_down)
     flow_step.leave(b.expert_scaled, w.action_out, b.out_bias[step], b.squares, b.dt, b.x_t)
+
+
+def guide(b: Buffers, step: int) -> None:
+    """After denoising step `step`, where the chunk is guided: b.x_t pulled to b.previous."""
+    guidance.guide(b.x_t, b.x_before, b.previous, b.reach[step:step + 1], b.pull[step])

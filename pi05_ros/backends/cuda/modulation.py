@@ -35,10 +35,11 @@ class StepTables:
 
 def step_tables(weights: ExpertWeights, num_steps: int) -> StepTables:
     """The whole schedule in float32; a few milliseconds, only when `num_steps` changes."""
-    times = torch.tensor(flow.time_grid(num_steps), dtype=torch.float32, device=weights.dense.device)
+    times = torch.tensor(flow.time_grid(num_steps), dtype=torch.float32, device=weights.time_in.device)
     hidden = F.silu(F.linear(time_embedding(times, weights.time_in.shape[1]), weights.time_in, weights.time_in_b))
     cond = F.silu(F.linear(hidden, weights.time_out, weights.time_out_b))
-    modulation = torch.einsum("nkw,sw->snk", weights.dense, cond) + weights.dense_b
+    modulation = torch.stack([F.linear(cond, dense.float(), dense_b.float())  # raised to float32 one at a time
+                              for dense, dense_b in zip(weights.dense, weights.dense_b, strict=True)], dim=1)
     scale, shift, gate = modulation.chunk(3, dim=-1)  # [steps, norms, E] each
 
     def bias(norm: int, weight: Tensor) -> Tensor:

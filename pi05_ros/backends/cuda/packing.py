@@ -74,11 +74,12 @@ class PrefixWeights:
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """Layers bfloat16; the rest float32. dense [2*depth + 1, 3*E, E]: the adaRMS layers in order of use."""
+    """Layers bfloat16, `dense` in the source's dtype, the rest float32. dense, dense_b: the 2*depth + 1 adaRMS layers
+    [3*E, E] and [3*E] in order of use."""
 
     layers: list[GemmaLayerWeights]
-    dense: Tensor
-    dense_b: Tensor
+    dense: list[Tensor]
+    dense_b: list[Tensor]
     time_in: Tensor
     time_in_b: Tensor
     time_out: Tensor
@@ -140,18 +141,18 @@ def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
 
 
 def pack_prefix(take: Take, config: Pi05Config) -> PrefixWeights:
+    embedding = take("language_model.embed_tokens.weight").bfloat16()  # first: its copies are larger than a layer's
     last = config.prefix.depth - 1
     layers = [_gemma_layer(take, f"language_model.layers.{i}.", folded=True, only_kv=i == last)
               for i in range(last + 1)]
-    return PrefixWeights(take("language_model.embed_tokens.weight").bfloat16(), layers)
+    return PrefixWeights(embedding, layers)
 
 
 def pack_expert(take: Take, config: Pi05Config) -> ExpertWeights:
     at = "action_expert."
     norms = [f"{at}layers.{i}.{norm}" for i in range(config.expert.depth)
              for norm in ("input_layernorm", "post_attention_layernorm")] + [at + "norm"]
-    dense, dense_b = (torch.stack([take(f"{norm}.dense.{kind}").float() for norm in norms])
-                      for kind in ("weight", "bias"))
+    dense, dense_b = ([take(f"{norm}.dense.{kind}") for norm in norms] for kind in ("weight", "bias"))
     layers = [_gemma_layer(take, f"{at}layers.{i}.", folded=False) for i in range(config.expert.depth)]
     heads = [take(f"{name}.{kind}").float().contiguous()
              for name in ("time_mlp_in", "time_mlp_out", "action_in_proj", "action_out_proj")
@@ -161,10 +162,13 @@ def pack_expert(take: Take, config: Pi05Config) -> ExpertWeights:
 
 def _gemma_layer(take: Take, at: str, folded: bool, only_kv: bool = False) -> GemmaLayerWeights:
     def stack(norm: str, *names: str) -> Tensor:
-        weight = torch.cat([take(f"{at}{name}.weight") for name in names])
-        if folded:
-            weight = weight.float() * (1.0 + take(f"{at}{norm}.weight").float())
-        return weight.bfloat16().contiguous()
+        scale = 1.0 + take(f"{at}{norm}.weight").float() if folded else None
+
+        def part(name: str) -> Tensor:
+            weight = take(f"{at}{name}.weight")
+            return (weight if scale is None else weight * scale).bfloat16()
+
+        return torch.cat([part(name) for name in names])
 
     attention = [f"self_attn.{n}_proj" for n in ("kv" if only_kv else "qkv")]
     qkv = stack("input_layernorm", *attention)

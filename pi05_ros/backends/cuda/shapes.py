@@ -99,6 +99,11 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "split_attended": ((SPLITS, horizon * e.num_heads, e.head_dim), bf16),
         "split_stats": ((SPLITS, 2, horizon * e.num_heads), f32),
         "arrivals": ((row_blocks * (e.width // 16),), i32),
+        # guidance, where a chunk has it (kernels/guidance.py)
+        "x_before": ((horizon, config.action_dim), f32),
+        "previous": ((horizon, config.action_dim), f32),
+        "reach": ((MAX_STEPS,), f32),
+        "pull": ((MAX_STEPS, horizon), f32),
         # modulation tables, one row a denoising step (modulation.py)
         "scales": ((MAX_STEPS, 2 * e.depth + 1, e.width), f32),
         "gates": ((MAX_STEPS, 2 * e.depth, e.width), f32),

@@ -15,9 +15,11 @@ from torch import Tensor
 from pi05_ros.backends.cuda import checks, forward
 from pi05_ros.backends.cuda.graphs import StageGraphs
 from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
+from pi05_ros.backends.cuda.kernels import guidance as guiding
 from pi05_ros.backends.cuda.modulation import step_tables
 from pi05_ros.backends.cuda.packing import Packed
 from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
+from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
 from pi05_ros.model import flow, images
@@ -29,9 +31,10 @@ from pi05_ros.schema import Guidance
 class CudaStages:
     """Stages as in backends/base.py; batch 1, bfloat16."""
 
-    def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, device: torch.device,
+    def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
                  resize: str) -> None:
         self.config, self.weights, self.buffers, self.device, self.resize = config, weights, buffers, device, resize
+        self.tilings = tilings
         self._num_steps = 0  # whose tables the buffers hold
         self._graphs: dict[str, StageGraphs] = {}
         cos, sin = rope_tables(torch.arange(len(buffers.cos), device=device)[None], config.prefix.head_dim,
@@ -43,7 +46,7 @@ class CudaStages:
     @torch.no_grad()
     def capture(self) -> None:
         """Every graph of every stage that has weights; nothing is captured later."""
-        w, b, config = self.weights, self.buffers, self.config
+        w, b, t, config = self.weights, self.buffers, self.tilings, self.config
         if w.vision:
             counts = range(1, config.num_cameras + 1)
             self._graphs["vision"] = StageGraphs(
@@ -51,10 +54,12 @@ class CudaStages:
         if w.prefix:
             buckets = all_buckets(config)
             self._graphs["prefix"] = StageGraphs(
-                [(rows, partial(forward.prefix, w.prefix, b, config, rows)) for rows in buckets], self.device)
+                [(rows, partial(forward.prefix, w.prefix, b, t, config, rows)) for rows in buckets], self.device)
         if w.expert:
             self._graphs["expert"] = StageGraphs(
-                [(k, partial(forward.denoising_step, w.expert, b, k)) for k in range(MAX_STEPS)], self.device)
+                [(k, partial(forward.denoising_step, w.expert, b, t, k)) for k in range(MAX_STEPS)], self.device)
+            self._graphs["guidance"] = StageGraphs([(k, partial(forward.guide, b, k)) for k in range(MAX_STEPS)],
+                                                   self.device)
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
         """float32 [1, N, 3, 224, 224] in [-1, 1]; resized by the reference."""
@@ -90,15 +95,20 @@ class CudaStages:
                 guidance: Guidance | None = None) -> Tensor:
         """noise float32 [1, H, 32] to actions x_0, float32 [1, H, 32]; `state` is for pi0, which is not run here."""
         checks.check_batch("noise", noise)
-        checks.check_guidance(guidance)
+        if guidance:
+            checks.check_guidance(guidance, self.config)
         self._set_steps(num_steps)
         b, used = self.buffers, cache.keys.shape[3]
         if cache.keys.data_ptr() != b.keys.data_ptr():
             b.keys[:, :used].copy_(cache.keys[:, 0, 0])
             b.values[:, :used].copy_(cache.values[:, 0, 0])
         flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters)
+        if guidance:
+            self._set_guidance(guidance, num_steps)
         for step in range(num_steps):
             self._graphs["expert"].replay(step)
+            if guidance:
+                self._graphs["guidance"].replay(step)
         return b.x_t[None].clone()
 
     def _set_steps(self, num_steps: int) -> None:
@@ -111,3 +121,10 @@ class CudaStages:
         step_tables(self.weights.expert, num_steps).write(self.buffers)
         self.buffers.dt.fill_(float(flow.step_size(num_steps)))
         self._num_steps = num_steps
+
+    def _set_guidance(self, guidance: Guidance, num_steps: int) -> None:
+        b, (reach, pull) = self.buffers, guiding.tables(guidance, num_steps)
+        b.previous.copy_(torch.as_tensor(guidance.previous[0]))
+        b.reach[:num_steps].copy_(torch.from_numpy(reach))
+        b.pull[:num_steps].copy_(torch.from_numpy(pull))
+        b.x_before.copy_(b.x_t)

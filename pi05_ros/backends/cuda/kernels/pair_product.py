@@ -14,7 +14,21 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.kernels.glu import gelu_tanh
 from pi05_ros.backends.cuda.shapes import tile
+from pi05_ros.backends.cuda.tuning import Gpu, Tiles
 from pi05_ros.model.gemma import RMS_EPS
+
+QKV_CANDIDATES = [Tiles(64, 16, 128, warps=4, stages=4), Tiles(64, 16, 128, warps=4, stages=3),
+                  Tiles(64, 16, 64, warps=4, stages=4), Tiles(32, 16, 128, warps=4, stages=3),
+                  Tiles(64, 32, 64, warps=4, stages=3), Tiles(16, 16, 128, warps=2, stages=3)]
+GLU_CANDIDATES = [Tiles(64, 32, 128, warps=4, stages=4), Tiles(64, 32, 128, warps=4, stages=3),
+                  Tiles(64, 32, 64, warps=4, stages=4), Tiles(64, 16, 128, warps=4, stages=3),
+                  Tiles(32, 32, 128, warps=4, stages=3), Tiles(64, 64, 64, warps=8, stages=3),
+                  Tiles(64, 32, 64, warps=4, stages=3)]
+
+
+def shared_bytes(t: Tiles, gpu: Gpu) -> int:
+    """A pipeline of the input's tile and two of the weight's."""
+    return 2 * gpu.buffers(t.stages) * t.inner * (t.rows + 2 * t.columns) + 1024
 
 
 @triton.jit
@@ -94,23 +108,23 @@ def row_block(rows: int) -> int:
     return min(64, max(16, triton.next_power_of_2(rows)))
 
 
-def glu_product(x: Tensor, weight: Tensor, bias: Tensor, squares: Tensor, out: Tensor) -> None:
+def glu_product(x: Tensor, weight: Tensor, bias: Tensor, squares: Tensor, out: Tensor, tiles: Tiles) -> None:
     """out [M, F] = gelu(gate) * up of x [M, K] (already scaled), weight [2F, K]; bias [2F] of this step."""
     rows, width = x.shape
     features = out.shape[1]
-    bm, bn = row_block(rows), tile(features, 32)
+    bm, bn, bk = min(tiles.rows, row_block(rows)), tile(features, tiles.columns), tile(width, tiles.inner)
     _glu_product[(features // bn, triton.cdiv(rows, bm))](
         x, weight, bias, squares, out, rows, RMS_EPS, width, features, squares.shape[0],
-        triton.next_power_of_2(squares.shape[0]), bm, bn, tile(width, 128), num_warps=4, num_stages=4)
+        triton.next_power_of_2(squares.shape[0]), bm, bn, bk, num_warps=tiles.warps, num_stages=tiles.stages)
 
 
 def qkv_product(x: Tensor, weight: Tensor, bias: Tensor, squares: Tensor, counters: Tensor, cos: Tensor, sin: Tensor,
-                q: Tensor, keys: Tensor, values: Tensor) -> None:
+                q: Tensor, keys: Tensor, values: Tensor, tiles: Tiles) -> None:
     """q [M, heads * D] and the suffix's rows of keys and values [*, D], rotated; bias of this step."""
     rows, width = x.shape
     dim = keys.shape[-1]
-    bm, bn = row_block(rows), tile(dim // 2, 16)
+    bm, bn, bk = min(tiles.rows, row_block(rows)), tile(dim // 2, tiles.columns), tile(width, tiles.inner)
     _qkv_product[(weight.shape[0] // (2 * bn), triton.cdiv(rows, bm))](
         x, weight, bias, squares, counters, cos, sin, q, keys, values, rows, RMS_EPS, width,
-        q.shape[1] // dim, dim, squares.shape[0], triton.next_power_of_2(squares.shape[0]), bm, bn, tile(width, 128),
-        num_warps=4, num_stages=4)
+        q.shape[1] // dim, dim, squares.shape[0], triton.next_power_of_2(squares.shape[0]), bm, bn, bk,
+        num_warps=tiles.warps, num_stages=tiles.stages)

@@ -18,9 +18,22 @@ from torch import Tensor
 from pi05_ros.backends.cuda.cpp import Kernel, Program
 from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
 from pi05_ros.backends.cuda.tma import TensorMap
+from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 
 MOST_ROWS = 1024  # of the Hopper kernel: a block's share of the mask is in shared memory
 SHARED_BYTES = 2 * 2**15 + 5 * 2**15 + 2 * 512 + 5 * 16 + 16  # queries, ring, mask, barriers
+CANDIDATES = [Tiles(64, 64, warps=4, stages=3), Tiles(128, 64, warps=8, stages=2), Tiles(64, 64, warps=4, stages=2),
+              Tiles(64, 64, warps=8, stages=2), Tiles(64, 32, warps=4, stages=2), Tiles(32, 32, warps=4, stages=2)]
+
+
+def shared_bytes(dim: int) -> SharedBytes:
+    """Queries, the pipeline's keys and values, and the probabilities where they do not stay in registers."""
+
+    def bound(t: Tiles, gpu: Gpu) -> int:
+        probabilities = 0 if gpu.asynchronous else t.rows * t.columns
+        return 2 * (dim * (t.rows + 2 * gpu.buffers(t.stages) * t.columns) + probabilities) + 1024
+
+    return bound
 
 
 @triton.jit
@@ -62,16 +75,18 @@ def _kernel(heads: int, device: torch.device) -> Kernel:
 
 
 def prefix_attention(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
-                     valid: Tensor, out: Tensor, heads: int, portable: bool = False) -> None:
+                     valid: Tensor, out: Tensor, heads: int, tiles: Tiles,
+                     portable: bool = False) -> None:
     """qkv [rows, (heads + 2) * D] before RoPE; keys, values [>= rows, D] take this layer's; valid [rows]; out
-    [rows, heads * D]. `portable`: not the Hopper kernel."""
+    [rows, heads * D]. `tiles`: of the portable kernel; `portable`: that one, even on Hopper."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
     hopper = not portable and fits_hopper(rows, dim, qkv.device)
     rope_into_cache(qkv, positions, cos, sin, keys, values, queries=not hopper)
     if not hopper:
-        _attention[(triton.cdiv(rows * heads, 64),)](qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1],
-                                                     dim, 64, 64, num_warps=4, num_stages=3)
+        _attention[(triton.cdiv(rows * heads, tiles.rows),)](
+            qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1], dim, tiles.rows, tiles.columns,
+            num_warps=tiles.warps, num_stages=tiles.stages)
         return
     maps = tuple(TensorMap(t, (64, 64)) for t in (keys[:rows], values[:rows], out.view(-1, dim)))
     _kernel(heads, qkv.device).launch((2 * triton.cdiv(rows * heads, 128),), 384,

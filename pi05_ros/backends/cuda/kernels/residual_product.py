@@ -8,12 +8,26 @@ Floor: the weights, 4.2 MB (1.0 us) and 8.4 MB (2.0 us). Checked against model/g
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pi05_ros.backends.cuda.kernels.pair_product import row_block
 from pi05_ros.backends.cuda.shapes import SPLIT_K, TILE, tile
+from pi05_ros.backends.cuda.tuning import Gpu, Tiles
+
+# all of TILE columns, which the sums of squares are laid out by, and at most SPLIT_K programs a tile
+CANDIDATES = [Tiles(64, TILE, 128, split=4, warps=4, stages=4), Tiles(64, TILE, 128, split=8, warps=4, stages=3),
+              Tiles(64, TILE, 64, split=4, warps=4, stages=4), Tiles(64, TILE, 128, split=2, warps=4, stages=4),
+              Tiles(64, TILE, 128, split=4, warps=4, stages=3), Tiles(32, TILE, 128, split=4, warps=4, stages=4),
+              Tiles(32, TILE, 128, split=2, warps=4, stages=3)]
+
+
+def shared_bytes(t: Tiles, gpu: Gpu) -> int:
+    """A pipeline of the input's tile and the weight's."""
+    return 2 * gpu.buffers(t.stages) * t.inner * (t.rows + t.columns) + 1024
 
 
 @triton.jit
@@ -58,12 +72,12 @@ def _residual_product(a_ptr, w_ptr, gate_ptr, scale_ptr, x_ptr, scaled_ptr, squa
 
 
 def residual_product(a: Tensor, weight: Tensor, gate: Tensor, next_scale: Tensor, x: Tensor, scaled: Tensor,
-                     squares: Tensor, sums: Tensor, arrivals: Tensor, split: int = 4) -> None:
+                     squares: Tensor, sums: Tensor, arrivals: Tensor, tiles: Tiles) -> None:
     """x [M, N] += gate * (a [M, K] weight^T); gate, next_scale [N] of this step."""
     rows, inner = a.shape
     width = x.shape[1]
-    bm, bn, bk = row_block(rows), tile(width, TILE), tile(inner, 128)
-    split = min(split, SPLIT_K, inner // bk)
+    bm, bn, bk = min(tiles.rows, row_block(rows)), tile(width, TILE), tile(inner, tiles.inner)
+    split = math.gcd(min(tiles.split, SPLIT_K), inner // bk)  # parts of whole blocks
     _residual_product[(width // bn, split, triton.cdiv(rows, bm))](
         a, weight, gate, next_scale, x, scaled, squares, sums, arrivals, rows, inner, width, split, bm, bn, bk,
-        num_warps=4, num_stages=4)
+        num_warps=tiles.warps, num_stages=tiles.stages)

@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pi05_ros.backends.cuda.shapes import SPLITS
+from pi05_ros.backends.cuda.tuning import Tiles
+
+# at most SPLITS parts (shapes.py); shared memory as in prefix_attention.py
+CANDIDATES = [Tiles(64, 64, split=16, warps=4, stages=2), Tiles(64, 64, split=8, warps=4, stages=2),
+              Tiles(64, 32, split=16, warps=4, stages=2), Tiles(64, 32, split=8, warps=4, stages=2),
+              Tiles(32, 64, split=8, warps=4, stages=2), Tiles(32, 32, split=16, warps=4, stages=2)]
+JOIN_ROWS = 2
 
 
 @triton.jit
@@ -69,13 +75,12 @@ def _join(parts_ptr, stats_ptr, out_ptr, queries, D: tl.constexpr, SPLIT: tl.con
 
 
 def suffix_attention(q: Tensor, keys: Tensor, values: Tensor, valid: Tensor, counters: Tensor, parts: Tensor,
-                     stats: Tensor, out: Tensor) -> None:
+                     stats: Tensor, out: Tensor, tiles: Tiles) -> None:
     """q [H, heads * D], keys and values [*, D], valid [*]; parts and stats hold the parts; out as q."""
     horizon, dim = q.shape[0], keys.shape[-1]
     queries = q.numel() // dim
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
-    attend_rows, attend_keys, join_rows = 64, 64, 2
-    _attend[(triton.cdiv(queries, attend_rows), SPLITS)](q, keys, values, valid, counters, parts, stats, queries,
-                                                         horizon, scale, dim, SPLITS, attend_rows, attend_keys,
-                                                         num_warps=4, num_stages=2)
-    _join[(triton.cdiv(queries, join_rows),)](parts, stats, out, queries, dim, SPLITS, join_rows, num_warps=4)
+    _attend[(triton.cdiv(queries, tiles.rows), tiles.split)](
+        q, keys, values, valid, counters, parts, stats, queries, horizon, scale, dim, tiles.split, tiles.rows,
+        tiles.columns, num_warps=tiles.warps, num_stages=tiles.stages)
+    _join[(triton.cdiv(queries, JOIN_ROWS),)](parts, stats, out, queries, dim, tiles.split, JOIN_ROWS, num_warps=4)
