@@ -72,9 +72,12 @@ def test_steady_frames_allocate_nothing():
     assert torch.cuda.host_memory_stats()["num_host_alloc"] == pinned
 
 
-def test_a_turned_view_equals_its_copy():
-    frame = frame_of((480, 640))[:, ::-1, ::-1]
-    check(preparation().prepare([frame]), [frame], "pil")
+def test_turned_views_and_read_only_frames_equal_their_copies():
+    whole = frame_of((480, 640))
+    fixed = whole.copy()
+    fixed.flags.writeable = False
+    frames = [whole[:, ::-1, ::-1], whole[:, 3:-2, 1:-4], fixed]
+    check(preparation().prepare(frames), frames, "pil")
 
 
 def test_calls_behind_a_busy_stream_keep_their_frames():

@@ -1,7 +1,7 @@
 """Stage 0 on the GPU: camera frames through pinned memory, one copy each, to images in the static buffer.
 
-While one frame uploads the next is copied, so the stage takes about as long as the copies. Nothing is allocated while
-the sizes of the frames stay the same, or come back.
+While one frame uploads the next is copied, so the stage takes little longer than the copies, which are most of it.
+Nothing is allocated while the sizes of the frames stay the same, or come back.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FramePreparation:
         layout = self._layouts.get(sizes) or self._lay_out(sizes)
         present = (frame for frame in frames if frame is not None)
         for frame, staged, (raw, source) in zip(present, layout.staged, layout.uploads, strict=True):
-            np.copyto(staged, frame)
+            np.copyto(staged, frame)  # one core: PyTorch's copy takes all, and waits for the busiest
             raw.copy_(source, non_blocking=True)
         images = self.pixels[:len(frames)]
         resample(self._raw, layout.plan, self._levels, images, PRECISION_BITS if self.resize == "pil" else None)

@@ -60,7 +60,7 @@ class CudaStages:
                 [(k, partial(forward.denoising_step, w.expert, b, k)) for k in range(MAX_STEPS)], self.device)
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
-        """float32 [1, N, 3, 224, 224] in [-1, 1], the buffer that `encode_images` reads; waits for no kernel."""
+        """float32 [1, N, 3, 224, 224] in [-1, 1], in the buffer that `encode_images` reads."""
         return self._frames.prepare(frames)
 
     @torch.no_grad()
