@@ -18,13 +18,17 @@ def prepare(frames: Sequence[np.ndarray | None], size: int, resize: str, device:
 
     `resize`: `pil` resizes as openpi's server does, `bilinear` as lerobot does inside its model.
     """
-    if resize not in ("pil", "bilinear"):
-        raise ConfigError("resize", expected="'pil' or 'bilinear'", received=repr(resize),
-                          way_out="Take the one of the checkpoint's trainer.")
+    check_resize(resize)
     one = pil if resize == "pil" else bilinear
     batch = next((len(f) for f in frames if f is not None), 1)
     black = np.zeros((batch, size, size, 3), np.uint8)
     return torch.stack([one(black if f is None else f, size, device) for f in frames], dim=1)
+
+
+def check_resize(resize: str) -> None:
+    if resize not in ("pil", "bilinear"):
+        raise ConfigError("resize", expected="'pil' or 'bilinear'", received=repr(resize),
+                          way_out="Take the one of the checkpoint's trainer.")
 
 
 def pil(frame: np.ndarray, size: int, device: torch.device) -> Tensor:

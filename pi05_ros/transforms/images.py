@@ -40,11 +40,16 @@ def check_frame(name: str, frame: np.ndarray) -> None:
 
 
 def resize_with_pad(frame: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [h, w, 3] to uint8 [size, size, 3], black padding; a frame of that size passes unchanged."""
+    """uint8 [h, w, 3] to uint8 [size, size, 3], black padding; a frame of that size passes unchanged.
+
+    Across first, then down, as Pillow did by itself before version 13, which turns that round for tall frames.
+    """
     if frame.shape[:2] == (size, size):
         return frame
     box = letterbox(frame.shape[0], frame.shape[1], size)
-    resized = Image.fromarray(np.ascontiguousarray(frame)).resize((box.width, box.height), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(np.ascontiguousarray(frame))
+    for shape in ((box.width, resized.height), (box.width, box.height)):
+        resized = resized.resize(shape, Image.Resampling.BILINEAR)
     out = np.zeros((size, size, 3), np.uint8)
     out[box.top:box.top + box.height, box.left:box.left + box.width] = np.asarray(resized)
     return out

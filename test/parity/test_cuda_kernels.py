@@ -41,7 +41,8 @@ def test_gated_product(rows, inner, features, portable):
 
 @PORTABLE
 @pytest.mark.parametrize(("rows", "heads"), [(968, 8), (560, 8), (272, 8), (65, 8), (129, 4)])
-def test_prefix_attention_with_masked_rows(rows, heads, portable):
+def test_prefix_attention_with_masked_rows(rows, heads,
+                     prefix_attention_tiles.CANDIDATES[0], portable):
     from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
 
     dim, spare = 256, 50
@@ -62,7 +63,8 @@ def test_prefix_attention_with_masked_rows(rows, heads, portable):
     mask = valid[:rows].bool()[None, None]
     truth = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1).flatten(1)
     keys, values = (torch.full((rows + spare, dim), BEYOND, device=DEVICE, dtype=BF16) for _ in range(2))
-    prefix_attention(qkv, positions, cos, sin, keys, values, valid, out[:rows], heads, portable)
+    prefix_attention(qkv, positions, cos, sin, keys, values, valid, out[:rows], heads,
+                     prefix_attention_tiles.CANDIDATES[0], portable)
     assert relative_error(out[:rows], truth) < 8e-3 and relative_error(keys[:rows], k[0]) < 4e-3
     assert (out[rows:] == BEYOND).all() and (keys[rows:] == BEYOND).all() and (values[rows:] == BEYOND).all()
 

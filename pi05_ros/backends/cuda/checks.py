@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +75,13 @@ def check_memory(config: Pi05Config, stages: list[str], device: torch.device) ->
                            way_out="Close other programs on the GPU, or run some stages elsewhere (vision=...).")
 
 
-def check_batch(name: str, tensor: Tensor) -> None:
+def check_cameras(cameras: int, most: int) -> None:
+    if not 1 <= cameras <= most:
+        raise BackendError("cameras", expected=f"1 to {most}", received=str(cameras),
+                           way_out="Drop masked cameras, or load a model with more camera slots.")
+
+
+def check_batch(name: str, tensor: Tensor | np.ndarray) -> None:
     if tensor.shape[0] != 1:
         raise BackendError(f"batch of {name}", expected="1", received=str(tensor.shape[0]),
                            way_out="Call once an observation, or use backend 'eager', which is batched.")

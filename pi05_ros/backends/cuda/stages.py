@@ -1,6 +1,7 @@
 """The four stages on the GPU: inputs into static buffers, a graph replayed, views of static buffers out.
 
-What `encode_images` and `prefill` return is overwritten by their next call; the actions are the caller's own.
+What `prepare_images`, `encode_images` and `prefill` return is overwritten by their next call (the images also when
+`encode_images` gets others); the actions are the caller's own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda import checks, forward
+from pi05_ros.backends.cuda.frames import FramePreparation
 from pi05_ros.backends.cuda.graphs import StageGraphs
 from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.kernels import guidance as guiding
@@ -22,7 +24,7 @@ from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucke
 from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
-from pi05_ros.model import flow, images
+from pi05_ros.model import flow
 from pi05_ros.model.pi05 import PrefixCache
 from pi05_ros.model.positions import rope_tables
 from pi05_ros.schema import Guidance
@@ -33,8 +35,9 @@ class CudaStages:
 
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
                  resize: str) -> None:
-        self.config, self.weights, self.buffers, self.device, self.resize = config, weights, buffers, device, resize
+        self.config, self.weights, self.buffers, self.device = config, weights, buffers, device
         self.tilings = tilings
+        self._frames = FramePreparation(buffers.pixels, resize)
         self._num_steps = 0  # whose tables the buffers hold
         self._graphs: dict[str, StageGraphs] = {}
         cos, sin = rope_tables(torch.arange(len(buffers.cos), device=device)[None], config.prefix.head_dim,
@@ -62,18 +65,17 @@ class CudaStages:
                                                    self.device)
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
-        """float32 [1, N, 3, 224, 224] in [-1, 1]; resized by the reference."""
-        return images.prepare(frames, self.config.vision.image_size, self.resize, self.device)
+        """float32 [1, N, 3, 224, 224] in [-1, 1], in the buffer that `encode_images` reads."""
+        return self._frames.prepare(frames)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """To image tokens [1, N*256, W]."""
         checks.check_batch("images", pixels)
         cameras = pixels.shape[1]
-        if not 1 <= cameras <= self.config.num_cameras:
-            raise BackendError("cameras", expected=f"1 to {self.config.num_cameras}", received=str(cameras),
-                               way_out="Drop masked cameras, or load a model with more camera slots.")
-        self.buffers.pixels[:cameras].copy_(pixels[0])
+        checks.check_cameras(cameras, self.config.num_cameras)
+        if pixels.data_ptr() != self.buffers.pixels.data_ptr():
+            self.buffers.pixels[:cameras].copy_(pixels[0])
         self._graphs["vision"].replay(cameras)
         return self.buffers.image_tokens[None, :cameras * self.config.vision.num_patches]
 

@@ -20,7 +20,7 @@ MOST_SHARED = 227 * 1024
 
 
 def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
-    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
     return hopper and features % 128 == 0 and inner % 64 == 0 and inner >= 128
 
 
