@@ -35,20 +35,6 @@ def test_infer_gives_a_chunk(capsys, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == report
 
 
-def test_benchmark_latency_reports_times_floors_and_error(capsys):
-    assert main(["benchmark", "latency", "--runs", "2", "--steps", "1", "--tokens", "9", "--cameras", "1",
-                 "--device", "cpu"]) == 0
-    report = last_json(capsys)
-    assert set(report["median_ms"]) == {"images", "vision", "prefix", "expert", "total"}
-    assert report["error"] == 0.0 and all(v > 0 for v in report["floor_ms"].values())
-
-
-@pytest.mark.parametrize("option", [["--cameras", "9"], ["--tokens", "0"], ["--backend", "cuda"]])
-def test_benchmark_refuses_what_cannot_be(capsys, option):
-    assert main(["benchmark", "latency", "--device", "cpu", "--runs", "1", *option]) != 0
-    assert "expected" in last_json(capsys)["message"]
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as stop:
