@@ -35,6 +35,27 @@ def test_infer_gives_a_chunk(capsys, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == report
 
 
+def test_conformance_of_another_backend_says_what_it_cannot_compare(capsys):
+    file = "pi05_tiny_float32_case_b_steps3.npz"  # a batch of two
+    assert main(["conformance", str(DATA / file), "--backend", "vision=eager"]) == 0
+    case = last_json(capsys)["cases"][file]
+    assert set(case["errors"]) == {"image_features", "actions", "k0", "k1", "k2", "v0", "v1", "v2"}
+    assert max(case["errors"].values()) < 1e-5
+    assert {"prefix_embs", "suffix_out_step0", "steps_v_t"} <= set(case["not_compared"])
+
+
+@pytest.mark.parametrize("words", [["--device", "tpu"], ["--device", "cuda:99"], ["--backend", "fast"],
+                                   ["--backend", "cuda"]])
+def test_conformance_refuses_a_device_or_backend_that_is_not_there(capsys, words):
+    assert main(["conformance", str(DATA / "pi05_tiny_float32_case_a_steps3.npz"), *words]) == 2
+    assert "expected" in last_json(capsys)["message"]
+
+
+def test_conformance_of_guided_runs_is_eagers_alone(capsys):
+    assert main(["conformance", str(DATA / "pi05_tiny_float32_rtc_case_a.npz"), "--backend", "vision=eager"]) == 2
+    assert "real-time chunking" in last_json(capsys)["message"]
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as stop:
