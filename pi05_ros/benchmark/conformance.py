@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pi05_ros.benchmark.error import relative_error
 from pi05_ros.config import GemmaConfig, Pi05Config, SiglipConfig, tiny_config
 from pi05_ros.errors import ConfigError
 from pi05_ros.model import flow, weights
@@ -104,15 +105,18 @@ def case_config(case: Case) -> Pi05Config:
     )
 
 
-def load_model(case: Case, checkpoint: Path | None, device: str) -> Pi05:
+def recorded_source(case: Case, checkpoint: Path | None) -> weights.WeightSource:
+    """The recipe's weights, or the checkpoint's, for the model the file was recorded with."""
     if checkpoint is None:
-        source: weights.WeightSource = RecipeSource(case_config(case), seed=case.meta.get("seed", 0))
-    else:
-        rounded = case.dtype == "bfloat16" and "fp32rope" not in case.meta["tag"]
-        source = open_checkpoint(checkpoint, action_horizon=case.meta["config"]["action_horizon"],
-                                 max_token_len=case.meta["config"]["max_token_len"],
-                                 rope_inv_freq="bfloat16" if rounded else "float32")
-    return weights.load(source, device, case.dtype)
+        return RecipeSource(case_config(case), seed=case.meta.get("seed", 0))
+    rounded = case.dtype == "bfloat16" and "fp32rope" not in case.meta["tag"]
+    return open_checkpoint(checkpoint, action_horizon=case.meta["config"]["action_horizon"],
+                           max_token_len=case.meta["config"]["max_token_len"],
+                           rope_inv_freq="bfloat16" if rounded else "float32")
+
+
+def load_model(case: Case, checkpoint: Path | None, device: str) -> Pi05:
+    return weights.load(recorded_source(case, checkpoint), device, case.dtype)
 
 
 @torch.no_grad()
@@ -123,13 +127,12 @@ def compare(path: Path, checkpoint: Path | None = None, device: str = "cpu") -> 
         return list(_compare_guided(case, checkpoint, device))
     model, gates = load_model(case, checkpoint, device), GATES[case.dtype]
     ours = dict(run(case, model, device))
-    valid = case.arrays["out/prefix_pad_masks"][:, :: int(case.arrays["out/stride_tok_dim"][0])]
+    valid = case.tensor("out/prefix_pad_masks")[:, :: int(case.arrays["out/stride_tok_dim"][0])]
     results = []
     for name, value in ours.items():
-        reference = case.arrays.get(f"out/{name}")
-        if reference is None:
+        if f"out/{name}" not in case.arrays:
             continue
-        found = value.float().cpu().numpy()
+        found, reference = value.float().cpu(), case.tensor(f"out/{name}")
         if name == "prefix_embs" or name[:1] in "kv" and name[1:].isdigit():
             found, reference = found[valid], reference[valid]
         results.append(Comparison(name, relative_error(found, reference), gates[0 if name == "actions" else 1]))
@@ -191,15 +194,7 @@ def _compare_guided(rtc: Case, checkpoint: Path | None, device: str) -> Iterator
                             cast(Schedule, schedule), float(rtc.arrays["beta"]),
                             "vjp" if jacobian == "vjp" else "identity")
         if key.startswith("weights/"):
-            value = flow.guidance_weights(guidance)
+            value = torch.from_numpy(flow.guidance_weights(guidance))
         else:
-            value = model.denoise(cache, rtc.tensor("in/noise").to(device), 10, guidance=guidance).cpu().numpy()
-        yield Comparison(key.removeprefix("out/"), relative_error(value, rtc.arrays[key]), GATES[case.dtype][0])
-
-
-def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
-    """|value - reference| / |reference|; infinite for different shapes."""
-    if value.shape != reference.shape:
-        return float("inf")
-    norm = float(np.linalg.norm(reference.astype(np.float64)))
-    return float(np.linalg.norm(value.astype(np.float64) - reference)) / (norm or 1.0)
+            value = model.denoise(cache, rtc.tensor("in/noise").to(device), 10, guidance=guidance)
+        yield Comparison(key.removeprefix("out/"), relative_error(value.cpu(), rtc.tensor(key)), GATES[case.dtype][0])

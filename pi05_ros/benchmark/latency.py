@@ -1,90 +1,42 @@
-"""One observation to actions: time of each stage and of all, beside the floor, the memory and the error."""
+"""`latency`: one backend at one shape, stage by stage and in all, beside the floor, the memory and the error.
+
+`total` is device time from 224x224 uint8 images, tokens and noise on the device to actions on the device; `images` is
+stage 0 from 640x480 camera frames on the host, reported beside it.
+
+JSON: backend, shape, median_ms, p99_ms, floor_ms, gap (each by stage and `total`), p99_ratio (of the total, over its
+median), error, repeats, memory {allocated_gb, reserved_gb: PyTorch's peaks, loading included; device_gb: in use on the
+device; held_gb: allocated before}, runs, order, horizon, seed.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from pi05_ros.backends import base
-from pi05_ros.benchmark.ceiling import Ceiling, measure_ceiling, stage_work
-from pi05_ros.benchmark.clock import Times, milliseconds
-from pi05_ros.benchmark.inputs import BenchmarkInputs, random_inputs
-from pi05_ros.model.weights import Progress, WeightSource, parse_dtype
+from pi05_ros.benchmark.clock import ORDER
+from pi05_ros.benchmark.findings import Findings, Table, gap
+from pi05_ros.benchmark.inputs import Shape
+from pi05_ros.benchmark.measure import Row, Targets, measure, sound
+from pi05_ros.benchmark.setting import Memory, Setting
 
 
-@dataclass(frozen=True)
-class LatencyResult:
-    """times per stage and `total`; floors in ms; error: relative, to float32 eager on the same inputs."""
-
-    times: dict[str, Times]
-    floors_ms: dict[str, float]
-    ceiling: Ceiling
-    memory_gb: float | None
-    error: float
-    environment: dict[str, Any]
-
-
-def run_stages(stages: base.StageSet, inputs: BenchmarkInputs, num_steps: int) -> Tensor:
-    """All four stages, from uint8 frames to actions."""
-    tokens = stages.vision.encode_images(stages.images.prepare_images(inputs.frames))
-    cache = stages.prefix.prefill(tokens, inputs.image_mask, inputs.tokens, inputs.token_mask)
-    return stages.expert.denoise(cache, inputs.noise, num_steps, inputs.state)
+def run(setting: Setting, backend: str, shape: Shape, runs: int, seed: int, targets: Targets) -> Findings:
+    (row,) = measure(setting, [backend], [shape], runs, seed)
+    horizon = setting.config.action_horizon
+    title = (f"{backend} {setting.dtype}, {shape.cameras} cameras, {shape.tokens} tokens, horizon {horizon}, "
+             f"{shape.steps} steps, {runs} runs")
+    rows = [(name, f"{t.median:.3f}", f"{t.p99:.3f}", f"{row.floors_ms[name]:.3f}",
+             gap(t.median, row.floors_ms[name])) for name, t in row.times.items()]
+    return Findings([Table(title, ("stage", "median ms", "p99 ms", "floor ms", "gap"), rows)],
+                    {**row.as_data(), "runs": runs, "order": ORDER, "horizon": horizon, "seed": seed},
+                    [*sound(row, setting.dtype), *targets.gates(row, 0)], [describe(row)])
 
 
-def measure(source: WeightSource, backend: str, device: str, dtype: str, cameras: int, tokens: int | None,
-            num_steps: int, runs: int, seed: int, on_progress: Progress | None = None) -> LatencyResult:
-    """Load, warm up, time, then compare with float32 eager."""
-    config, where = source.config, base.check_device(device)
-    tokens = config.max_token_len if tokens is None else tokens
-    ceiling = measure_ceiling(where, parse_dtype(dtype))
-    inputs = random_inputs(config, where, cameras, tokens, seed)
-    if where.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    stages = base.build(backend, source, where, dtype, on_progress=on_progress)
-    actions = run_stages(stages, inputs, num_steps)
-    if not torch.equal(actions, run_stages(stages, inputs, num_steps)):
-        raise RuntimeError("two runs on the same inputs gave different actions")
-    times = time_stages(stages, inputs, num_steps, runs)
-    memory = torch.cuda.max_memory_allocated() / 1e9 if where.type == "cuda" else None
-    del stages
-    reference = base.build("eager", source, where, "float32", on_progress=on_progress)
-    error = relative_error(actions, run_stages(reference, inputs, num_steps))
-    work = stage_work(config, cameras, tokens, num_steps, torch.finfo(parse_dtype(dtype)).bits // 8)
-    floors = {stage: w.floor_ms(ceiling) for stage, w in work.items()}
-    return LatencyResult(times, {**floors, "total": sum(floors.values())}, ceiling, memory, error, environment(where))
+def describe(row: Row) -> str:
+    """Error, repeatability and memory in a sentence."""
+    return (f"relative error to float32 eager {row.error:.2e}; p99 {row.p99_ratio:.3f} x the median; repeats "
+            f"{'bit for bit' if row.repeats else 'DIFFER'}; {describe_memory(row.memory)}")
 
 
-def time_stages(stages: base.StageSet, inputs: BenchmarkInputs, num_steps: int, runs: int) -> dict[str, Times]:
-    """Each stage alone on the real output of the one before, then all after `images` together as `total`."""
-    device = stages.device
-    pixels = stages.images.prepare_images(inputs.frames)
-    tokens = stages.vision.encode_images(pixels)
-    prefix = (inputs.image_mask, inputs.tokens, inputs.token_mask)
-    cache = stages.prefix.prefill(tokens, *prefix)
-    parts = {
-        "images": lambda: stages.images.prepare_images(inputs.frames),
-        "vision": lambda: stages.vision.encode_images(pixels),
-        "prefix": lambda: stages.prefix.prefill(tokens, *prefix),
-        "expert": lambda: stages.expert.denoise(cache, inputs.noise, num_steps, inputs.state),
-        "total": lambda: stages.expert.denoise(
-            stages.prefix.prefill(stages.vision.encode_images(pixels), *prefix), inputs.noise, num_steps, inputs.state),
-    }
-    return {name: milliseconds(part, device, runs) for name, part in parts.items()}
-
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    return float((value.double() - reference.double()).norm() / reference.double().norm())
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__, "cuda": torch.version.cuda,
-            "python": platform.python_version(), "numpy": np.__version__}
+def describe_memory(memory: Memory | None) -> str:
+    if memory is None:
+        return "memory is measured on a GPU only"
+    return (f"memory {memory.allocated_gb:.2f} GB allocated, {memory.reserved_gb:.2f} GB reserved at most, "
+            f"{memory.device_gb:.2f} GB in use on the device")

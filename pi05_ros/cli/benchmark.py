@@ -1,54 +1,121 @@
-"""`latency`: time of each stage, its floor on this hardware, memory, and the error against float32 eager.
-
-Only figures from a GPU count as speed; on a CPU they show that the path works.
+"""Only figures from a GPU count as speed; on a CPU they show that the path works. What the hardware can do is measured
+first. The last line of output is a JSON object; `pi05 benchmark MODE --help` lists its fields, beside `environment`,
+`ceiling` and `gates` [{name, value, limit, ok}], which every mode has. Exit status 0: every gate held.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pi05_ros.cli.options import add_model_options, add_shape_options, positive, weight_source
+from pi05_ros.cli.options import (
+    add_model_options,
+    add_shape_options,
+    float_list,
+    positive,
+    positive_number,
+    weight_source,
+)
 from pi05_ros.cli.report import Report, console, progress, table
 
+if TYPE_CHECKING:
+    import torch
+
+    from pi05_ros.benchmark.findings import Findings
+    from pi05_ros.benchmark.setting import Setting
+    from pi05_ros.config import Pi05Config
+
 HELP = "measure speed, memory and accuracy"
-ERROR_GATES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative, to float32 eager (PI05_SPEC section 14)
+MODES = {"latency": "time of one backend at one shape, with memory and error", "stages": "every stage by itself",
+         "accuracy": "error on random inputs, beside eager's own", "compare": "backends side by side in one run",
+         "profile": "where the time goes, kernel by kernel"}
+RUNS = {"latency": 100, "stages": 100, "compare": 100, "profile": 20}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("latency",))
-    parser.add_argument("--runs", type=positive, default=100, help="timed runs (default: 100)")
-    add_model_options(parser)
-    add_shape_options(parser)
+    modes = parser.add_subparsers(dest="mode", metavar="MODE", required=True)
+    for name, what in MODES.items():
+        mode = modes.add_parser(name, help=what, description=_documentation(name),
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+        mode.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS,
+                          help="also write the JSON object to FILE")
+        add_model_options(mode, backend=name != "compare")
+        if name == "accuracy":
+            mode.add_argument("--inputs", type=positive, default=20, metavar="N", help="random inputs (default: 20)")
+            mode.set_defaults(seed=None)  # fresh inputs in every run
+            continue
+        add_shape_options(mode)
+        mode.add_argument("--runs", type=positive, default=RUNS[name], help="timed runs (default: %(default)s)")
+        if name == "compare":
+            mode.add_argument("--backends", default="eager,cuda", metavar="LIST",
+                              help="separated by commas; stages of one joined by + (default: eager,cuda)")
+            mode.add_argument("--cases", metavar="LIST", help="CAMERAS/TOKENS/STEPS,... or 'standard' for 3/200/10,"
+                              "2/48/10,3/200/3, instead of one shape")
+        if name in ("latency", "compare"):
+            gates = mode.add_argument_group("gates", "exit with 1 where a figure is above")
+            gates.add_argument("--max-ms", type=float_list, default=(), metavar="MS[,MS...]",
+                               help="median of the total; one, or one a case")
+            gates.add_argument("--max-p99", type=positive_number, metavar="RATIO", help="p99 of the total over median")
+            gates.add_argument("--max-memory-gb", type=positive_number, metavar="GB", help="peak of reserved memory")
 
 
 def run(args: argparse.Namespace) -> Report:
-    from pi05_ros.benchmark.latency import measure
+    from pi05_ros.backends.base import check_device
+    from pi05_ros.benchmark.setting import make_setting
 
-    source = weight_source(args)
-    with progress("loading weights") as update:
-        result = measure(source, args.backend, args.device, args.dtype, args.cameras, args.tokens, args.steps,
-                         args.runs, args.seed, update)
-    ceiling = result.ceiling
-    console.print(f"{result.environment['device']}: copy {ceiling.bytes_per_s / 1e12:.2f} TB/s, {args.dtype} product "
-                  f"{ceiling.flop_per_s / 1e12:.1f} TFLOP/s", highlight=False)
-    table(f"{args.backend} {args.dtype}, {args.cameras} cameras, {args.tokens or source.config.max_token_len} tokens, "
-          f"horizon {source.config.action_horizon}, {args.steps} steps, {args.runs} runs",
-          ("stage", "median ms", "p99 ms", "floor ms", "gap"),
-          [(name, f"{t.median:.3f}", f"{t.p99:.3f}", *_gap(t.median, result.floors_ms.get(name)))
-           for name, t in result.times.items()])
-    memory = "" if result.memory_gb is None else f", memory {result.memory_gb:.2f} GB"
-    console.print(f"relative error to float32 eager {result.error:.2e}{memory}", highlight=False)
-    gate = ERROR_GATES[args.dtype]
-    if not result.error <= gate:
-        console.print(f"[bold red]failed:[/] relative error above {gate}", highlight=False)
-    return Report(ok=result.error <= gate, data={
-        "environment": result.environment, "error": result.error, "memory_gb": result.memory_gb,
-        "ceiling": {"bytes_per_s": ceiling.bytes_per_s, "flop_per_s": ceiling.flop_per_s},
-        "median_ms": {k: t.median for k, t in result.times.items()},
-        "p99_ms": {k: t.p99 for k, t in result.times.items()}, "floor_ms": result.floors_ms,
-        "shape": {"cameras": args.cameras, "tokens": args.tokens or source.config.max_token_len, "steps": args.steps,
-                  "horizon": source.config.action_horizon, "dtype": args.dtype, "backend": args.backend}})
+    device = check_device(args.device)
+    source = weight_source(args, device)
+    measure = _plan(args, source.config, device)  # refuses wrong use before anything is measured
+    setting = make_setting(source, device, args.dtype, progress)
+    console.print(setting.headline(), highlight=False)
+    findings = measure(setting)
+    for found in findings.tables:
+        table(found.title, found.columns, found.rows)
+    for note in findings.notes:
+        console.print(note, highlight=False)
+    for gate in findings.gates:
+        if not gate.ok:
+            console.print(f"[bold red]failed:[/] {gate}", highlight=False)
+    return Report(ok=findings.ok, data={"mode": args.mode, **setting.summary(), **findings.as_data()})
 
 
-def _gap(median: float, floor: float | None) -> tuple[str, str]:
-    return ("-", "-") if floor is None else (f"{floor:.3f}", f"{median / floor:.1f} x")
+def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) -> Callable[[Setting], Findings]:
+    """The mode's measurement, its options checked."""
+    from pi05_ros.backends.base import parse_choice
+    from pi05_ros.benchmark import accuracy, compare, latency, profile, stages
+    from pi05_ros.benchmark.inputs import Shape, check_shape
+    from pi05_ros.benchmark.measure import Targets
+
+    backends = compare.parse_backends(args.backends) if args.mode == "compare" else [args.backend]
+    for choice in backends:
+        parse_choice(choice)
+    if args.mode == "accuracy":
+        horizons = accuracy.HORIZONS if args.horizon is None else (args.horizon,)
+        return partial(accuracy.run, backend=args.backend, count=args.inputs, horizons=horizons, seed=args.seed)
+    shapes = [Shape(args.cameras, config.max_token_len if args.tokens is None else args.tokens, args.steps)]
+    if args.mode == "compare" and args.cases:
+        shapes = compare.parse_shapes(args.cases)
+    for shape in shapes:
+        check_shape(config, shape.cameras, shape.tokens)
+    if args.mode in ("latency", "compare"):
+        targets = Targets(args.max_ms, args.max_p99, args.max_memory_gb)
+        targets.check(shapes)
+        if args.mode == "compare":
+            return partial(compare.run, backends=backends, shapes=shapes, runs=args.runs, seed=args.seed,
+                           targets=targets)
+        return partial(latency.run, backend=args.backend, shape=shapes[0], runs=args.runs, seed=args.seed,
+                       targets=targets)
+    if args.mode == "profile":
+        profile.require_gpu(device)
+    mode = stages if args.mode == "stages" else profile
+    return partial(mode.run, backend=args.backend, shape=shapes[0], runs=args.runs, seed=args.seed)
+
+
+def _documentation(mode: str) -> str | None:
+    """The mode's own words, read without importing it (and PyTorch with it)."""
+    source = Path(__file__).parents[1] / "benchmark" / f"{mode}.py"
+    return ast.get_docstring(ast.parse(source.read_text()))

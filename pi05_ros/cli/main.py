@@ -1,7 +1,8 @@
 """`pi05 VERB`: one small file per verb, imported only when asked for.
 
 A verb's module has HELP (a line), `add_arguments(parser)` and `run(args) -> Report`. The report's JSON is the last
-line on standard output. Exit status: 0 every gate held, 1 a gate failed or the run broke, 2 wrong use.
+line on standard output. Exit status: 0 every gate held, 1 a gate failed or the run broke, 2 wrong use or a
+backend or device that is not there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from pi05_ros import __version__
 from pi05_ros.cli.report import Report, console
-from pi05_ros.errors import ConfigError, Pi05Error
+from pi05_ros.errors import BackendError, ConfigError, Pi05Error
 
 VERBS = ("benchmark", "conformance", "demo", "infer", "inspect")
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[bold red]{type(error).__name__}[/]", highlight=False)
         console.print(str(error), highlight=False, markup=False, soft_wrap=True)
         report = Report(ok=False, data={"error": type(error).__name__, "message": str(error)},
-                        exit_code=2 if isinstance(error, ConfigError) else 1)
+                        exit_code=2 if isinstance(error, (ConfigError, BackendError)) else 1)
     except Exception as error:  # a defect: the traceback for a person, the JSON line for a program
         console.print_exception()
         report = Report(ok=False, data={"error": type(error).__name__, "message": str(error)})

@@ -41,9 +41,8 @@ def test_gated_product(rows, inner, features, portable):
 
 @PORTABLE
 @pytest.mark.parametrize(("rows", "heads"), [(968, 8), (560, 8), (272, 8), (65, 8), (129, 4)])
-def test_prefix_attention_with_masked_rows(rows, heads,
-                     prefix_attention_tiles.CANDIDATES[0], portable):
-    from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
+def test_prefix_attention_with_masked_rows(rows, heads, portable):
+    from pi05_ros.backends.cuda.kernels.prefix_attention import CANDIDATES, prefix_attention
 
     dim, spare = 256, 50
     angles = torch.arange(rows + spare, device=DEVICE)[:, None] * 1e4 ** -(torch.arange(128, device=DEVICE) / 128)
@@ -63,8 +62,8 @@ def test_prefix_attention_with_masked_rows(rows, heads,
     mask = valid[:rows].bool()[None, None]
     truth = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1).flatten(1)
     keys, values = (torch.full((rows + spare, dim), BEYOND, device=DEVICE, dtype=BF16) for _ in range(2))
-    prefix_attention(qkv, positions, cos, sin, keys, values, valid, out[:rows], heads,
-                     prefix_attention_tiles.CANDIDATES[0], portable)
+    prefix_attention(qkv, positions, cos, sin, keys, values, valid, out[:rows], heads, CANDIDATES[2],
+                     portable)
     assert relative_error(out[:rows], truth) < 8e-3 and relative_error(keys[:rows], k[0]) < 4e-3
     assert (out[rows:] == BEYOND).all() and (keys[rows:] == BEYOND).all() and (values[rows:] == BEYOND).all()
 

@@ -7,8 +7,8 @@ import torch
 
 from pi05_ros.backends import base
 from pi05_ros.benchmark import conformance
+from pi05_ros.benchmark.error import relative_error, run_stages
 from pi05_ros.benchmark.inputs import random_inputs
-from pi05_ros.benchmark.latency import relative_error, run_stages
 from pi05_ros.config import Pi05Config
 from pi05_ros.model import weights
 from pi05_ros.model.checkpoint import open_checkpoint

@@ -35,18 +35,25 @@ def test_infer_gives_a_chunk(capsys, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == report
 
 
-def test_benchmark_latency_reports_times_floors_and_error(capsys):
-    assert main(["benchmark", "latency", "--runs", "2", "--steps", "1", "--tokens", "9", "--cameras", "1",
-                 "--device", "cpu"]) == 0
-    report = last_json(capsys)
-    assert set(report["median_ms"]) == {"images", "vision", "prefix", "expert", "total"}
-    assert report["error"] == 0.0 and all(v > 0 for v in report["floor_ms"].values())
+def test_conformance_of_another_backend_says_what_it_cannot_compare(capsys):
+    file = "pi05_tiny_float32_case_b_steps3.npz"  # a batch of two
+    assert main(["conformance", str(DATA / file), "--backend", "vision=eager"]) == 0
+    case = last_json(capsys)["cases"][file]
+    assert set(case["errors"]) == {"image_features", "actions", "k0", "k1", "k2", "v0", "v1", "v2"}
+    assert max(case["errors"].values()) < 1e-5
+    assert {"prefix_embs", "suffix_out_step0", "steps_v_t"} <= set(case["not_compared"])
 
 
-@pytest.mark.parametrize("option", [["--cameras", "9"], ["--tokens", "0"], ["--backend", "cuda"]])
-def test_benchmark_refuses_what_cannot_be(capsys, option):
-    assert main(["benchmark", "latency", "--device", "cpu", "--runs", "1", *option]) != 0
+@pytest.mark.parametrize("words", [["--device", "tpu"], ["--device", "cuda:99"], ["--backend", "fast"],
+                                   ["--backend", "cuda"]])
+def test_conformance_refuses_a_device_or_backend_that_is_not_there(capsys, words):
+    assert main(["conformance", str(DATA / "pi05_tiny_float32_case_a_steps3.npz"), *words]) == 2
     assert "expected" in last_json(capsys)["message"]
+
+
+def test_conformance_of_guided_runs_is_eagers_alone(capsys):
+    assert main(["conformance", str(DATA / "pi05_tiny_float32_rtc_case_a.npz"), "--backend", "vision=eager"]) == 2
+    assert "real-time chunking" in last_json(capsys)["message"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -18,8 +18,8 @@ from pi05_ros.backends.cuda.cpp import Kernel, Program
 MOST_PATCHES, MOST_DIM = 256, 72  # a row of logits, and of the result, is in registers
 
 
-def fits(patches: int, dim: int) -> bool:
-    return patches % 64 == 0 and patches <= MOST_PATCHES and dim % 8 == 0 and 16 <= dim <= MOST_DIM
+def fits(patches: int, dim: int, device: torch.device) -> bool:
+    return device.type == "cuda" and patches % 64 == 0 and patches <= MOST_PATCHES and dim % 8 == 0 and 16 <= dim <= MOST_DIM
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def _kernel(patches: int, heads: int, dim: int, warps: int, device: torch.device
 def image_attention(qkv: Tensor, patches: int, heads: int, out: Tensor) -> None:
     """qkv [images * patches, 3 W] to out [images * patches, W]."""
     images, dim = out.shape[0] // patches, out.shape[1] // heads
-    if not fits(patches, dim):
+    if not fits(patches, dim, qkv.device):
         q, k, v = qkv.unflatten(1, (3, heads, -1)).unflatten(0, (images, -1)).permute(2, 0, 3, 1, 4)
         out.unflatten(1, (heads, -1)).unflatten(0, (images, -1)).copy_(
             F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
