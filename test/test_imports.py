@@ -30,7 +30,7 @@ ALLOWED = {
     "errors": CONTRACTS,
     "transforms": f"{CONTRACTS} sentencepiece PIL yaml",
     "model": f"{CONTRACTS} transforms.images torch safetensors",
-    "backends": f"{MODEL} triton tensorrt tensorrt_rtx torch_tensorrt",
+    "backends": f"{MODEL} triton cuda tensorrt tensorrt_rtx torch_tensorrt",
     "runtime": f"{TRANSFORMS} backends.base torch model.checkpoint model.recipe model.weights",
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call
     "sim": f"{BELOW} {ROS} mujoco",
@@ -45,7 +45,7 @@ ALLOWED = {
 }
 
 # Libraries that need not be installed: imported in files of their own, which nothing imports before it needs them.
-OPTIONAL = {"triton", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "modelopt"}
+OPTIONAL = {"triton", "cuda", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "modelopt"}
 ALWAYS_IMPORTABLE = ("backends.base", "backends.eager")  # and every package
 
 MAX_LINES = 300

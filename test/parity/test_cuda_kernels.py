@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pi05_ros.benchmark.latency import relative_error
+from pi05_ros.benchmark.error import relative_error
 from pi05_ros.model.siglip import LAYER_NORM_EPS
 
 pytestmark = pytest.mark.gpu
@@ -94,3 +94,36 @@ def test_layer_norm_takes_up_what_is_added(added):
     layer_norm(x, delta, add, weight, bias, out[:rows])
     truth = F.layer_norm(summed, (width,), weight.float(), bias.float(), LAYER_NORM_EPS)
     assert torch.equal(x, summed) and relative_error(out[:rows], truth) < 4e-3 and (out[rows:] == BEYOND).all()
+
+
+@pytest.mark.parametrize(("horizon", "guided"), [(50, False), (50, True), (10, False), (15, True)])
+def test_expert_in_one_kernel(horizon, guided, monkeypatch):
+    """The persistent expert against the portable one, both far from float32 by no more than eager in bfloat16 is."""
+    from pi05_ros.backends import eager
+    from pi05_ros.backends.cuda import build
+    from pi05_ros.benchmark.device_source import DeviceSource
+    from pi05_ros.config import Pi05Config
+    from pi05_ros.model.pi05 import PrefixCache
+    from pi05_ros.schema import Guidance
+
+    source = DeviceSource(Pi05Config(action_horizon=horizon))
+    one = build.build(["expert"], source, DEVICE, "bfloat16", "pil", None)
+    if one._persistent is None:
+        pytest.skip("this GPU runs the portable expert: it has fewer than 120 blocks in clusters of 8")
+    monkeypatch.setattr(build, "persistent_expert", lambda config, device: None)
+    many = build.build(["expert"], source, DEVICE, "bfloat16", "pil", None)
+    truth = eager.build(["expert"], source, DEVICE, "float32", "pil", None)
+    bar = eager.build(["expert"], source, DEVICE, "bfloat16", "pil", None)
+    for prefix, steps in ((968, 10), (300, 2), (785, 5), (257, 1)):
+        mask = torch.rand(1, prefix, device=DEVICE) < 0.9
+        mask[0, 0] = True
+        cache = PrefixCache(normal(18, 1, 1, prefix, 256), normal(18, 1, 1, prefix, 256), mask)
+        exact = PrefixCache(cache.keys.float(), cache.values.float(), mask)
+        noise = torch.randn(1, horizon, 32, device=DEVICE)
+        previous = torch.randn(1, horizon, 32).numpy()
+        guidance = Guidance(previous, 2, horizon - 2, "exp", 5.0, "identity") if guided else None
+        wanted = truth.denoise(exact, noise, steps, guidance=guidance)
+        ours, theirs, eagers = (stages.denoise(cache, noise, steps, guidance=guidance) for stages in (one, many, bar))
+        limit = 1.2 * relative_error(eagers, wanted)
+        assert relative_error(ours, wanted) <= limit and relative_error(theirs, wanted) <= limit
+        assert torch.equal(ours, one.denoise(cache, noise, steps, guidance=guidance))

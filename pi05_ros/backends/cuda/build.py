@@ -9,6 +9,7 @@ import torch
 
 from pi05_ros.backends.cuda import checks
 from pi05_ros.backends.cuda.packing import pack
+from pi05_ros.backends.cuda.persistent import persistent_expert
 from pi05_ros.backends.cuda.shapes import allocate
 from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.model.weights import Progress, WeightSource
@@ -28,9 +29,11 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     from pi05_ros.backends.cuda.tilings import tilings_for
 
     with torch.cuda.device(device):
-        weights, buffers = pack(source, device, wanted, on_progress), allocate(config, device)
-        built = CudaStages(config, weights, buffers, tilings_for(config, weights, buffers, Gpu.of(device)), device,
-                           resize)
+        persistent = persistent_expert(config, device) if "expert" in wanted else None
+        weights = pack(source, device, wanted, on_progress, persistent.clusters if persistent else 0)
+        buffers = allocate(config, device, persistent is not None)
+        tilings = tilings_for(config, weights, buffers, Gpu.of(device))
+        built = CudaStages(config, weights, buffers, tilings, device, resize, persistent)
         torch.cuda.empty_cache()  # what loading no longer needs; graphs have memory of their own
         built.capture()
         torch.cuda.empty_cache()

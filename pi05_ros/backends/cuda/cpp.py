@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +14,10 @@ from typing import Any
 
 import torch
 
+from pi05_ros.backends.cuda.cache import cache_directory
 from pi05_ros.errors import BackendError
 
 SOURCES = Path(__file__).with_name("csrc")
-CACHE_VARIABLE = "PI05_CACHE_DIR"
-
-
-def cache_directory() -> Path:
-    """$PI05_CACHE_DIR, else pi05_ros in the user's cache directory."""
-    if CACHE_VARIABLE in os.environ:
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pi05_ros"
 
 
 class Kernel:
@@ -36,7 +28,7 @@ class Kernel:
 
     def launch(self, grid: Sequence[int], block: int, args: Sequence[Any], cluster: int = 1,
                cooperative: bool = False) -> None:
-        """`args`: tensors (their addresses), ints (32 bits), floats (32 bits), or objects with `getPtr` (tensor maps)."""
+        """`args`: tensors (their addresses), ints and floats (32 bits), or tensor maps (`getPtr`)."""
         config, attributes = _launch_config(tuple(grid), block, self.shared_bytes, cluster, cooperative)
         config.hStream = torch.cuda.current_stream().cuda_stream
         values, kinds = zip(*map(_argument, args), strict=True)
@@ -147,8 +139,9 @@ def _bindings(name: str) -> Any:
         import cuda.bindings.driver
         import cuda.bindings.nvrtc
     except ImportError as error:
-        raise BackendError("backend 'cuda'", expected="the Python package cuda-bindings", received=str(error),
-                           way_out="Install PyTorch's CUDA build, which brings it, or pip install cuda-bindings.") from error
+        raise BackendError(
+            "backend 'cuda'", expected="the Python package cuda-bindings", received=str(error),
+            way_out="Install PyTorch's CUDA build, which brings it, or pip install cuda-bindings.") from error
     return {"driver": cuda.bindings.driver, "nvrtc": cuda.bindings.nvrtc}[name]
 
 

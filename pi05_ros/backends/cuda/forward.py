@@ -72,6 +72,7 @@ def denoising_step(w: ExpertWeights, b: Buffers, tilings: Tilings, step: int) ->
     scale, gate = b.scales[step], b.gates[step]
     x, summing = (b.expert_x, b.expert_scaled, b.squares), (b.split_sums, b.arrivals)
     flow_step.enter(b.x_t, w.action_in, w.action_in_b, scale[0], *x)
+    assert isinstance(w.layers, list)  # not packed for the persistent kernel
     for i, (layer, keys, values) in enumerate(zip(w.layers, b.keys, b.values, strict=True)):
         assert layer.out is not None and layer.gate_up is not None and layer.down is not None
         qkv_product(b.expert_scaled, layer.qkv, b.qkv_bias[step, i], b.squares, b.counters, b.cos, b.sin, b.expert_q,

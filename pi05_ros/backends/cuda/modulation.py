@@ -45,9 +45,9 @@ def step_tables(weights: ExpertWeights, num_steps: int) -> StepTables:
     def bias(norm: int, weight: Tensor) -> Tensor:
         return F.linear(shift[:, norm], weight.float())
 
+    depth = len(weights.dense) // 2
     return StepTables(
         scales=1.0 + scale, gates=gate[:, :-1].contiguous(),
-        qkv_bias=torch.stack([bias(2 * i, layer.qkv) for i, layer in enumerate(weights.layers)], dim=1),
-        gate_up_bias=torch.stack([bias(2 * i + 1, layer.gate_up) for i, layer in enumerate(weights.layers)
-                                  if layer.gate_up is not None], dim=1),
+        qkv_bias=torch.stack([bias(2 * i, weights.rows("qkv", i)) for i in range(depth)], dim=1),
+        gate_up_bias=torch.stack([bias(2 * i + 1, weights.rows("gate_up", i)) for i in range(depth)], dim=1),
         out_bias=bias(-1, weights.action_out) + weights.action_out_b)

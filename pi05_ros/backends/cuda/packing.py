@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.cuda.layouts import PackedLayers
 from pi05_ros.config import Pi05Config
 from pi05_ros.model.weights import (
     STAGE_MODULES,
@@ -77,7 +78,7 @@ class ExpertWeights:
     """Layers bfloat16, `dense` in the source's dtype, the rest float32. dense, dense_b: the 2*depth + 1 adaRMS layers
     [3*E, E] and [3*E] in order of use."""
 
-    layers: list[GemmaLayerWeights]
+    layers: list[GemmaLayerWeights] | PackedLayers
     dense: list[Tensor]
     dense_b: list[Tensor]
     time_in: Tensor
@@ -89,6 +90,12 @@ class ExpertWeights:
     action_out: Tensor
     action_out_b: Tensor
 
+    def rows(self, name: str, index: int) -> Tensor:
+        """`qkv` or `gate_up` of one layer, [out, in]."""
+        if isinstance(self.layers, PackedLayers):
+            return self.layers.rows(name, index)
+        return getattr(self.layers[index], name)
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -99,9 +106,12 @@ class Packed:
     expert: ExpertWeights | None
 
 
-def pack(source: WeightSource, device: torch.device, stages: Iterable[str],
-         on_progress: Progress | None = None) -> Packed:
-    """Read each weight of `stages` once; at no time is there a second copy of more than one layer."""
+def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_progress: Progress | None = None,
+         clusters: int = 0) -> Packed:
+    """Read each weight of `stages` once; at no time is there a second copy of more than one layer.
+
+    `clusters`: the expert's layers for the persistent kernel on that many, 0 for the portable kernels.
+    """
     shapes, stages, config = expected_shapes(source.config), set(stages), source.config
     starts = tuple(openpi_name(m) for stage in stages for m in STAGE_MODULES[stage])
     total, done = sum(s.numel() for name, s in shapes.items() if name.startswith(starts)) if starts else 0, 0
@@ -118,7 +128,7 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str],
 
     return Packed(vision=pack_vision(take, config) if "vision" in stages else None,
                   prefix=pack_prefix(take, config) if "prefix" in stages else None,
-                  expert=pack_expert(take, config) if "expert" in stages else None)
+                  expert=pack_expert(take, config, device, clusters) if "expert" in stages else None)
 
 
 def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
@@ -148,12 +158,15 @@ def pack_prefix(take: Take, config: Pi05Config) -> PrefixWeights:
     return PrefixWeights(embedding, layers)
 
 
-def pack_expert(take: Take, config: Pi05Config) -> ExpertWeights:
+def pack_expert(take: Take, config: Pi05Config, device: torch.device, clusters: int) -> ExpertWeights:
     at = "action_expert."
     norms = [f"{at}layers.{i}.{norm}" for i in range(config.expert.depth)
              for norm in ("input_layernorm", "post_attention_layernorm")] + [at + "norm"]
     dense, dense_b = ([take(f"{norm}.dense.{kind}") for norm in norms] for kind in ("weight", "bias"))
-    layers = [_gemma_layer(take, f"{at}layers.{i}.", folded=False) for i in range(config.expert.depth)]
+    layers: list[GemmaLayerWeights] | PackedLayers = (
+        PackedLayers(config.expert.depth, clusters, device) if clusters else [])
+    for i in range(config.expert.depth):
+        layers.append(_gemma_layer(take, f"{at}layers.{i}.", folded=False))
     heads = [take(f"{name}.{kind}").float().contiguous()
              for name in ("time_mlp_in", "time_mlp_out", "action_in_proj", "action_out_proj")
              for kind in ("weight", "bias")]

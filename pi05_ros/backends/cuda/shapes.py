@@ -50,15 +50,19 @@ def row_tile(rows: int) -> int:
     return -(-rows // (8 * tiles)) * 8
 
 
+def padded_tokens(config: Pi05Config) -> int:
+    """Action tokens as the persistent expert pads them."""
+    return -(-config.action_horizon // 8) * 8
+
+
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 
-def shape_table(config: Pi05Config) -> dict[str, Shape]:
-    """Every static tensor: name to shape and dtype."""
+def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape]:
+    """Every static tensor: name to shape and dtype; the expert's own ones for one kernel or for many."""
     v, p, e = config.vision, config.prefix, config.expert
     image_rows, rows, horizon = config.num_cameras * v.num_patches, config.prefix_len, config.action_horizon
     half, qkv = p.head_dim // 2, (p.num_heads + 2) * p.head_dim
-    row_blocks = -(-horizon // 16)
     bf16, f32, i32 = torch.bfloat16, torch.float32, torch.int32
     return {
         # vision
@@ -86,19 +90,10 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "values": ((p.depth, rows + horizon, p.head_dim), bf16),
         # expert
         "expert_valid": ((rows + horizon,), torch.uint8),
-        "counters": ((2,), i32),  # prefix rows, first position of the suffix
+        "counters": ((5,), i32),  # prefix rows, first position of the suffix, arrivals, steps, guided
         "dt": ((1,), f32),
         "x_t": ((horizon, config.action_dim), f32),
-        "expert_x": ((horizon, e.width), f32),
-        "expert_scaled": ((horizon, e.width), bf16),
-        "squares": ((e.width // tile(e.width, TILE), horizon), f32),
-        "expert_q": ((horizon, e.num_heads * e.head_dim), bf16),
-        "expert_attended": ((horizon, e.num_heads * e.head_dim), bf16),
-        "expert_hidden": ((horizon, e.mlp_dim), bf16),
-        "split_sums": ((SPLIT_K, horizon + 64, e.width), f32),
-        "split_attended": ((SPLITS, horizon * e.num_heads, e.head_dim), bf16),
-        "split_stats": ((SPLITS, 2, horizon * e.num_heads), f32),
-        "arrivals": ((row_blocks * (e.width // 16),), i32),
+        **(persistent_table(config) if persistent else portable_table(config)),
         # guidance, where a chunk has it (kernels/guidance.py)
         "x_before": ((horizon, config.action_dim), f32),
         "previous": ((horizon, config.action_dim), f32),
@@ -110,6 +105,36 @@ def shape_table(config: Pi05Config) -> dict[str, Shape]:
         "qkv_bias": ((MAX_STEPS, e.depth, qkv), f32),
         "gate_up_bias": ((MAX_STEPS, e.depth, 2 * e.mlp_dim), f32),
         "out_bias": ((MAX_STEPS, config.action_dim), f32),
+    }
+
+
+def portable_table(config: Pi05Config) -> dict[str, Shape]:
+    """What the kernels of a denoising step leave for each other."""
+    e, horizon, bf16, f32 = config.expert, config.action_horizon, torch.bfloat16, torch.float32
+    return {
+        "expert_x": ((horizon, e.width), f32),
+        "expert_scaled": ((horizon, e.width), bf16),
+        "squares": ((e.width // tile(e.width, TILE), horizon), f32),
+        "expert_q": ((horizon, e.num_heads * e.head_dim), bf16),
+        "expert_attended": ((horizon, e.num_heads * e.head_dim), bf16),
+        "expert_hidden": ((horizon, e.mlp_dim), bf16),
+        "split_sums": ((SPLIT_K, horizon + 64, e.width), f32),
+        "split_attended": ((SPLITS, horizon * e.num_heads, e.head_dim), bf16),
+        "split_stats": ((SPLITS, 2, horizon * e.num_heads), f32),
+        "arrivals": ((-(-horizon // 16) * (e.width // 16),), torch.int32),
+    }
+
+
+def persistent_table(config: Pi05Config) -> dict[str, Shape]:
+    """What the blocks of the persistent expert leave for each other (csrc/expert.cu)."""
+    e, tokens, bf16, f32 = config.expert, padded_tokens(config), torch.bfloat16, torch.float32
+    return {
+        "act": ((e.width // 32, tokens, 32), bf16),
+        "act_squares": ((2, 16, tokens), f32),
+        "queries": ((16, e.head_dim // 32, 32, 32), bf16),
+        "attended": ((e.num_heads * e.head_dim // 32, tokens, 32), bf16),
+        "hidden": ((e.mlp_dim // 32, tokens, 32), bf16),
+        "velocities": ((16, tokens, config.action_dim), f32),
     }
 
 
@@ -126,10 +151,10 @@ class Buffers:
             raise AttributeError(name) from None
 
 
-def allocate(config: Pi05Config, device: torch.device) -> Buffers:
+def allocate(config: Pi05Config, device: torch.device, persistent: bool = False) -> Buffers:
     """Zeros: pad rows must hold finite numbers, arrival counters must start at 0."""
     return Buffers({name: torch.zeros(shape, dtype=dtype, device=device)
-                    for name, (shape, dtype) in shape_table(config).items()})
+                    for name, (shape, dtype) in shape_table(config, persistent).items()})
 
 
 def table_bytes(config: Pi05Config) -> int:

@@ -20,6 +20,7 @@ from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.kernels import guidance as guiding
 from pi05_ros.backends.cuda.modulation import step_tables
 from pi05_ros.backends.cuda.packing import Packed
+from pi05_ros.backends.cuda.persistent import Persistent, denoise
 from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
 from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
@@ -34,9 +35,9 @@ class CudaStages:
     """Stages as in backends/base.py; batch 1, bfloat16."""
 
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
-                 resize: str) -> None:
+                 resize: str, expert: Persistent | None = None) -> None:
         self.config, self.weights, self.buffers, self.device = config, weights, buffers, device
-        self.tilings = tilings
+        self.tilings, self._persistent = tilings, expert  # the expert as one kernel, where it fits
         self._frames = FramePreparation(buffers.pixels, resize)
         self._num_steps = 0  # whose tables the buffers hold
         self._graphs: dict[str, StageGraphs] = {}
@@ -58,7 +59,11 @@ class CudaStages:
             buckets = all_buckets(config)
             self._graphs["prefix"] = StageGraphs(
                 [(rows, partial(forward.prefix, w.prefix, b, t, config, rows)) for rows in buckets], self.device)
-        if w.expert:
+        if w.expert and self._persistent:
+            heads = w.expert.action_in.T.contiguous(), w.expert.action_out.T.contiguous()
+            self._graphs["expert"] = StageGraphs(
+                [("all", partial(denoise, self._persistent, w.expert, heads, b))], self.device)
+        elif w.expert:
             self._graphs["expert"] = StageGraphs(
                 [(k, partial(forward.denoising_step, w.expert, b, t, k)) for k in range(MAX_STEPS)], self.device)
             self._graphs["guidance"] = StageGraphs([(k, partial(forward.guide, b, k)) for k in range(MAX_STEPS)],
@@ -104,9 +109,12 @@ class CudaStages:
         if cache.keys.data_ptr() != b.keys.data_ptr():
             b.keys[:, :used].copy_(cache.keys[:, 0, 0])
             b.values[:, :used].copy_(cache.values[:, 0, 0])
-        flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters)
+        flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters, num_steps, int(bool(guidance)))
         if guidance:
             self._set_guidance(guidance, num_steps)
+        if self._persistent:
+            self._graphs["expert"].replay("all")
+            return b.x_t[None].clone()
         for step in range(num_steps):
             self._graphs["expert"].replay(step)
             if guidance:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.kernels import pair_product, prefix_attention, residual_product, suffix_attention
-from pi05_ros.backends.cuda.packing import ExpertWeights, Packed, PrefixWeights
+from pi05_ros.backends.cuda.packing import GemmaLayerWeights, Packed, PrefixWeights
 from pi05_ros.backends.cuda.shapes import Buffers
 from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 from pi05_ros.config import Pi05Config
@@ -106,8 +106,8 @@ def tilings_for(config: Pi05Config, weights: Packed, buffers: Buffers, gpu: Gpu,
 def workloads(weights: Packed, b: Buffers, config: Pi05Config) -> dict[str, Callable[[Tiles], None]]:
     """A kernel's work in one pass over all layers, so that weights come from memory as in the forward."""
     works: dict[str, Callable[[Tiles], None]] = {}
-    if weights.expert:
-        works |= _expert_work(weights.expert, b)
+    if weights.expert and isinstance(weights.expert.layers, list):  # the persistent kernel has no choice
+        works |= _expert_work(weights.expert.layers, b)
     if weights.prefix:
         works |= _prefix_work(weights.prefix, b, config)
     return works
@@ -122,12 +122,12 @@ def _prefix_work(w: PrefixWeights, b: Buffers, config: Pi05Config) -> dict[str, 
     return {"prefix_attention": attention}
 
 
-def _expert_work(w: ExpertWeights, b: Buffers) -> dict[str, Callable[[Tiles], None]]:
+def _expert_work(layers: list[GemmaLayerWeights], b: Buffers) -> dict[str, Callable[[Tiles], None]]:
     scale, gate = b.scales[0], b.gates[0]
     residual = (b.expert_x, b.expert_scaled, b.squares, b.split_sums, b.arrivals)
 
     def qkv(tiles: Tiles) -> None:
-        for i, layer in enumerate(w.layers):
+        for i, layer in enumerate(layers):
             pair_product.qkv_product(b.expert_scaled, layer.qkv, b.qkv_bias[0, i], b.squares, b.counters, b.cos, b.sin,
                                      b.expert_q, b.keys[i], b.values[i], tiles)
 
@@ -137,18 +137,18 @@ def _expert_work(w: ExpertWeights, b: Buffers) -> dict[str, Callable[[Tiles], No
                                               b.split_stats, b.expert_attended, tiles)
 
     def out(tiles: Tiles) -> None:
-        for layer in w.layers:
+        for layer in layers:
             assert layer.out is not None
             residual_product.residual_product(b.expert_attended, layer.out, gate[0], scale[0], *residual, tiles)
 
     def glu(tiles: Tiles) -> None:
-        for i, layer in enumerate(w.layers):
+        for i, layer in enumerate(layers):
             assert layer.gate_up is not None
             pair_product.glu_product(b.expert_scaled, layer.gate_up, b.gate_up_bias[0, i], b.squares, b.expert_hidden,
                                      tiles)
 
     def down(tiles: Tiles) -> None:
-        for layer in w.layers:
+        for layer in layers:
             assert layer.down is not None
             residual_product.residual_product(b.expert_hidden, layer.down, gate[0], scale[0], *residual, tiles)
 

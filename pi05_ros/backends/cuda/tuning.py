@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pi05_ros.backends.cuda.cache import cache_directory
 from pi05_ros.errors import BackendError
 
 FORMAT = "pi05_ros tuning 1"
@@ -127,8 +128,7 @@ def key(gpu: Gpu, shapes: str) -> str:
 
 
 def cache_file() -> Path:
-    ours, users = os.environ.get("PI05_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-    return (Path(ours) if ours else (Path(users) if users else Path.home() / ".cache") / "pi05_ros") / "tuning.json"
+    return cache_directory() / "tuning.json"
 
 
 def read_choices(file: Path, key: str, allowed: Mapping[str, Sequence[Tiles]]) -> dict[str, Tiles]:

@@ -17,14 +17,17 @@ from pi05_ros.backends.cuda.shapes import TILE, tile
 from pi05_ros.model.gemma import RMS_EPS
 
 
-@triton.jit
-def _start(noise_ptr, mask_ptr, x_t_ptr, valid_ptr, counters_ptr, prefix, horizon, numel, ROWS: tl.constexpr,
-           NUMEL: tl.constexpr):
+@triton.jit(do_not_specialize=["prefix", "steps", "guided"])
+def _start(noise_ptr, mask_ptr, x_t_ptr, valid_ptr, counters_ptr, prefix, horizon, numel, steps, guided,
+           ROWS: tl.constexpr, NUMEL: tl.constexpr):
     row, i = tl.arange(0, ROWS), tl.arange(0, NUMEL)
     seen = tl.load(mask_ptr + row, mask=row < prefix, other=0).to(tl.int32)
     tl.store(valid_ptr + row, tl.where(row < prefix, seen, 1).to(tl.uint8), mask=row < prefix + horizon)
     tl.store(counters_ptr, prefix)
     tl.store(counters_ptr + 1, tl.sum(seen))
+    tl.store(counters_ptr + 2, 0)
+    tl.store(counters_ptr + 3, steps)
+    tl.store(counters_ptr + 4, guided)
     tl.store(x_t_ptr + i, tl.load(noise_ptr + i, mask=i < numel, other=0.0), mask=i < numel)
 
 
@@ -55,10 +58,11 @@ def _leave(scaled_ptr, w_ptr, bias_ptr, squares_ptr, dt_ptr, x_t_ptr, M, eps, K:
     tl.store(at, tl.load(at, mask=inside, other=0.0) + tl.load(dt_ptr) * v, mask=inside)
 
 
-def start(noise: Tensor, pad_mask: Tensor, x_t: Tensor, valid: Tensor, counters: Tensor) -> None:
+def start(noise: Tensor, pad_mask: Tensor, x_t: Tensor, valid: Tensor, counters: Tensor, steps: int = 0,
+          guided: int = 0) -> None:
     """noise [H, A], pad_mask [P] to x_t, the keys' mask with the suffix behind the prefix, and the counters."""
     prefix, horizon = pad_mask.shape[0], x_t.shape[0]
-    _start[(1,)](noise, pad_mask, x_t, valid, counters, prefix, horizon, x_t.numel(),
+    _start[(1,)](noise, pad_mask, x_t, valid, counters, prefix, horizon, x_t.numel(), steps, guided,
                  triton.next_power_of_2(valid.shape[0]), triton.next_power_of_2(x_t.numel()), num_warps=4)
 
 

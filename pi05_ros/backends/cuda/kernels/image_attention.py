@@ -19,7 +19,8 @@ MOST_PATCHES, MOST_DIM = 256, 72  # a row of logits, and of the result, is in re
 
 
 def fits(patches: int, dim: int, device: torch.device) -> bool:
-    return device.type == "cuda" and patches % 64 == 0 and patches <= MOST_PATCHES and dim % 8 == 0 and 16 <= dim <= MOST_DIM
+    shapes = patches % 64 == 0 and patches <= MOST_PATCHES and dim % 8 == 0 and 16 <= dim <= MOST_DIM
+    return shapes and device.type == "cuda"
 
 
 @functools.cache

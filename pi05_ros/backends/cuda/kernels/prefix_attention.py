@@ -65,7 +65,8 @@ def _attention(qkv_ptr, keys_ptr, values_ptr, valid_ptr, out_ptr, rows, scale, H
 
 
 def fits_hopper(rows: int, dim: int, device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0) and dim == 256 and 64 < rows <= MOST_ROWS
+    shapes = dim == 256 and 64 < rows <= MOST_ROWS
+    return shapes and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @functools.cache

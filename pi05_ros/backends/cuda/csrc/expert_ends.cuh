@@ -1,0 +1,65 @@
+// The residual of this warp's token, 4 columns a lane, and the ends of a denoising step: actions to the residual, the
+// residual to a velocity. Float32 throughout.
+#pragma once
+#include "expert_products.cuh"
+
+struct Residual {
+    float4 x;
+    int token, column;  // the first of 4
+    bool owns, inside;  // this warp a token; this lane columns of it
+};
+__device__ __forceinline__ float4 four(const float* p, bool inside) {
+    return inside ? *reinterpret_cast<const float4*>(p) : make_float4(0.f, 0.f, 0.f, 0.f);
+}
+__device__ __forceinline__ float squared(float4 x) { return warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w); }
+
+// x += gate * sum
+__device__ __forceinline__ void add(Residual& x, float4 gate, float4 sum) {
+    x.x.x += gate.x * sum.x, x.x.y += gate.y * sum.y, x.x.z += gate.z * sum.z, x.x.w += gate.w * sum.w;
+}
+// (1 + scale) x and its sum of squares, for everyone.
+__device__ __forceinline__ void publish(const Place& at, const Residual& x, float4 scale, u16* act, float* squares) {
+    if (!x.owns) return;
+    if (x.inside)
+        reinterpret_cast<uint2*>(act)[(x.column / 32 * TOKENS + x.token) * 8 + x.column % 32 / 4] =
+            make_uint2(bf16_pair(scale.x * x.x.x, scale.y * x.x.y), bf16_pair(scale.z * x.x.z, scale.w * x.x.w));
+    float square = squared(x.x);
+    if (at.lane == 0) squares[at.cluster * TOKENS + x.token] = square;
+}
+// x_t W_in^T + b; lane a holds x_t[a]. Zero for tokens that pad.
+__device__ __forceinline__ void enter(Residual& x, float x_t, const float* weight, const float* bias) {
+    float4 sum = four(bias + x.column, x.inside);
+#pragma unroll 2
+    for (int a = 0; a < ACTION_DIM; ++a) {
+        float4 w = four(weight + a * WIDTH + x.column, x.inside);
+        float v = __shfl_sync(~0u, x_t, a);
+        sum.x += v * w.x, sum.y += v * w.y, sum.z += v * w.z, sum.w += v * w.w;
+    }
+    x.x = x.token < HORIZON ? sum : make_float4(0.f, 0.f, 0.f, 0.f);
+}
+// This cluster's columns' share of (1 + scale) x W_out^T: [CLUSTERS][TOKENS][32], and of the sum of squares.
+__device__ __forceinline__ void leave(const Place& at, const Residual& x, float4 scale, const float* weight,
+                                      float* velocities, float* squares) {
+    if (!x.owns) return;
+    const float* w = weight + at.cluster * COLUMNS * ACTION_DIM + at.lane;
+    const int lanes = min(COLUMNS, WIDTH - at.cluster * COLUMNS) / 4;
+    float sum = 0.f;
+#pragma unroll 1
+    for (int c = 0; c < lanes; ++c, w += 4 * ACTION_DIM)
+        sum += __shfl_sync(~0u, scale.x * x.x.x, c) * w[0] + __shfl_sync(~0u, scale.y * x.x.y, c) * w[ACTION_DIM] +
+               __shfl_sync(~0u, scale.z * x.x.z, c) * w[2 * ACTION_DIM] + __shfl_sync(~0u, scale.w * x.x.w, c) * w[3 * ACTION_DIM];
+    int row = at.cluster * TOKENS + x.token;
+    velocities[row * ACTION_DIM + at.lane] = sum;
+    float square = squared(x.x);
+    if (at.lane == 0) squares[row] = square;
+}
+// v_t of a token, action dimension `lane`.
+__device__ __forceinline__ float velocity(int token, int lane, const float* velocities, const float* squares, float bias) {
+    float all[CLUSTERS], total = 0.f;
+#pragma unroll
+    for (int c = 0; c < CLUSTERS; ++c) all[c] = load_fresh(velocities + (c * TOKENS + token) * ACTION_DIM + lane);
+    float factor = inverse_rms(squares, token);
+#pragma unroll
+    for (int c = 0; c < CLUSTERS; ++c) total += all[c];
+    return total * factor + bias;
+}
