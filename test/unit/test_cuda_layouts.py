@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.cuda import persistent
 from pi05_ros.backends.cuda.layouts import PackedLayers
+from pi05_ros.errors import BackendError
 
 
 @dataclass
@@ -53,3 +55,13 @@ def test_what_is_over_is_zero(layer):
     packed.append(layer)
     beyond = packed.tiles["out"].unpack(packed.tensors["out"][0])
     assert beyond.shape == layer.out.shape and packed.tensors["out"].count_nonzero() <= layer.out.count_nonzero()
+
+
+def test_the_kernel_runs_only_where_it_is_asked_for(monkeypatch):
+    monkeypatch.delenv("PI05_EXPERT", raising=False)
+    assert not persistent.asked_for()
+    monkeypatch.setenv("PI05_EXPERT", "persistent")
+    assert persistent.asked_for()
+    monkeypatch.setenv("PI05_EXPERT", "fast")
+    with pytest.raises(BackendError, match="portable or persistent"):
+        persistent.asked_for()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from pi05_ros.backends.cuda.layouts import CLUSTER, PackedLayers
 from pi05_ros.backends.cuda.packing import ExpertWeights
 from pi05_ros.backends.cuda.shapes import Buffers, padded_tokens
 from pi05_ros.config import Pi05Config
+from pi05_ros.errors import BackendError
 
 THREADS, SHARED_BYTES = 320, 227 * 1024  # as csrc/expert_shapes.cuh asserts
 MOST_KEYS, MOST_TOKENS = 1024, 56
@@ -26,19 +28,33 @@ class Persistent:
     clusters: int
 
 
-def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent | None:
-    """None where the portable kernels must do: another model, a smaller GPU, or one older than Hopper."""
+def asked_for() -> bool:
+    """`PI05_EXPERT=persistent`; without it the portable kernels run."""
+    wish = os.environ.get("PI05_EXPERT", "portable")
+    if wish not in ("portable", "persistent"):
+        raise BackendError("PI05_EXPERT", expected="portable or persistent", received=repr(wish),
+                           way_out="portable runs everywhere; persistent is one kernel for a data centre's Hopper GPU.")
+    return wish == "persistent"
+
+
+def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
+    """Compiled for this GPU; raises BackendError where the GPU or the model does not fit."""
     e, gpu = config.expert, torch.cuda.get_device_properties(device)
     geometry = (e.width, e.mlp_dim, e.num_heads, e.num_kv_heads, e.head_dim, config.action_dim)
-    shared = getattr(gpu, "shared_memory_per_block_optin")  # noqa: B009  (no stub)
     keys = config.prefix_len + config.action_horizon
-    if (config.kind != "pi05" or geometry != (1024, 4096, 8, 1, 256, 32) or padded_tokens(config) > MOST_TOKENS
-            or keys > MOST_KEYS or gpu.major not in (9, 10) or shared < SHARED_BYTES):
-        return None
-    probe = Program("probe", {}, device).kernel("probe", SHARED_BYTES)
-    clusters = min(MOST_CLUSTERS, probe.max_clusters((MOST_CLUSTERS * CLUSTER,), THREADS, CLUSTER))
+    if geometry != (1024, 4096, 8, 1, 256, 32) or padded_tokens(config) > MOST_TOKENS or keys > MOST_KEYS:
+        raise BackendError("PI05_EXPERT=persistent", expected=f"pi0.5's expert, at most {MOST_TOKENS} action tokens and "
+                           f"{MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
+                           way_out="Leave PI05_EXPERT out: the portable kernels run this model.")
+    clusters = 0
+    if gpu.major in (9, 10) and getattr(gpu, "shared_memory_per_block_optin") >= SHARED_BYTES:  # noqa: B009  (no stub)
+        probe = Program("probe", {}, device).kernel("probe", SHARED_BYTES)
+        clusters = min(MOST_CLUSTERS, probe.max_clusters((MOST_CLUSTERS * CLUSTER,), THREADS, CLUSTER))
     if clusters < FEWEST_CLUSTERS:
-        return None
+        raise BackendError("PI05_EXPERT=persistent", expected=f"a GPU that runs {FEWEST_CLUSTERS} clusters of {CLUSTER} "
+                           f"blocks with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
+                           received=f"{gpu.name}, {clusters} of them",
+                           way_out="Leave PI05_EXPERT out: the portable kernels run on this GPU.")
     program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "KEY_ROWS": keys,
                                  "CLUSTERS": clusters}, device)
     return Persistent(program.kernel("denoise", SHARED_BYTES), clusters)

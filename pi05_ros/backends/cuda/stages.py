@@ -60,9 +60,9 @@ class CudaStages:
             self._graphs["prefix"] = StageGraphs(
                 [(rows, partial(forward.prefix, w.prefix, b, t, config, rows)) for rows in buckets], self.device)
         if w.expert and self._persistent:
-            heads = w.expert.action_in.T.contiguous(), w.expert.action_out.T.contiguous()
+            self._heads = w.expert.action_in.T.contiguous(), w.expert.action_out.T.contiguous()  # the graph's, too
             self._graphs["expert"] = StageGraphs(
-                [("all", partial(denoise, self._persistent, w.expert, heads, b))], self.device)
+                [("all", partial(denoise, self._persistent, w.expert, self._heads, b))], self.device)
         elif w.expert:
             self._graphs["expert"] = StageGraphs(
                 [(k, partial(forward.denoising_step, w.expert, b, t, k)) for k in range(MAX_STEPS)], self.device)

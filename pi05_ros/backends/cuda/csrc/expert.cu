@@ -38,42 +38,44 @@ __device__ __forceinline__ void conductor(const Place& at, const u16* act, const
                                           const u16* hidden, u32* arrivals, int steps, u32 bars) {
     u32 met = 0;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step)
+    for (int step = 0; step < steps; ++step) {
 #pragma unroll 1
-        for (int phase = 0; phase <= 5 * DEPTH; ++phase)
-            conduct(arrivals, met += BLOCKS, [&] {
-                const int kind = phase == 5 * DEPTH ? 5 : phase % 5;
-                if (kind == 3 || kind == 0 && at.cluster < HEADS + 2) share_activations(at, act, bars);
-                else if (kind == 1) share_queries(at, queries, bars);
-                else if (kind == 2 || kind == 4)
-                    load_activations(at, kind == 2 ? attended : hidden, kind * K32, bars);
-            });
+        for (int layer = 0; layer < DEPTH; ++layer) {
+            conduct(arrivals, met += BLOCKS, [&] { if (at.cluster < HEADS + 2) share_activations(at, act, bars); });
+            conduct(arrivals, met += BLOCKS, [&] { share_queries(at, queries, bars); });
+            conduct(arrivals, met += BLOCKS, [&] { load_activations(at, attended, 2 * K32, bars); });
+            conduct(arrivals, met += BLOCKS, [&] { share_activations(at, act, bars); });
+            conduct(arrivals, met += BLOCKS, [&] { load_activations(at, hidden, 4 * K32, bars); });
+        }
+        conduct(arrivals, met += BLOCKS, [] {});
+    }
 }
 
 // ---- the carrier: every weight this block needs, in order, as soon as a slot is free (one thread) ----
+__device__ __forceinline__ void carry(u32 bars, u32& slot, u32& parity, const u8* from, int blocks, u32 bytes) {
+#pragma unroll 1
+    for (; blocks; --blocks, from += bytes) {
+        mbarrier_wait(bars + 8 * (EMPTY + slot), parity);
+        mbarrier_expect(bars + 8 * (FULL + slot), bytes);
+        bulk_load(shared_address(shared + RING) + slot * SLOT, from, bytes, bars + 8 * (FULL + slot));
+        if (++slot == SLOTS) slot = 0, parity ^= 1;
+    }
+}
 __device__ __forceinline__ void carrier(const Place& at, const u8* qkv, const u8* out, const u8* gate_up, const u8* down,
                                         int steps, u32 bars) {
     u32 slot = 0, parity = 1, keys_read = 0;  // fresh slots are free
 #pragma unroll 1
-    for (int part = 0; part < steps * DEPTH * 4; ++part) {
-        const int layer = part / 4 % DEPTH, kind = part % 4;
-        const u8* from = kind == 0 ? qkv : kind == 1 ? out : kind == 2 ? gate_up : down;
-        const int owners = kind == 0 ? QKV_BLOCKS : kind == 2 ? MLP_BLOCKS : BLOCKS;
-        const u32 bytes = kind == 0 ? QKV_SLOT : SLOT;
-        int blocks = at.block >= owners ? 0 : kind == 1 ? 2 : kind == 2 ? 8 : 4;
-        from += (long long)(layer * owners + at.block) * blocks * bytes;
-        if (kind == 1) {  // the keys had the ring's memory
-            mbarrier_wait(bars + 8 * KEYS_READ, keys_read);
-            keys_read ^= 1;
-        }
+    for (int step = 0; step < steps; ++step)
 #pragma unroll 1
-        for (; blocks; --blocks, from += bytes) {
-            mbarrier_wait(bars + 8 * (EMPTY + slot), parity);
-            mbarrier_expect(bars + 8 * (FULL + slot), bytes);
-            bulk_load(shared_address(shared + RING) + slot * SLOT, from, bytes, bars + 8 * (FULL + slot));
-            if (++slot == SLOTS) slot = 0, parity ^= 1;
+        for (int layer = 0; layer < DEPTH; ++layer, keys_read ^= 1) {
+            const long long mine = layer * BLOCKS + at.block;
+            if (at.cluster < HEADS + 2) carry(bars, slot, parity, qkv + (layer * QKV_BLOCKS + at.block) * 4 * QKV_SLOT, 4, QKV_SLOT);
+            mbarrier_wait(bars + 8 * KEYS_READ, keys_read);  // the keys had the ring's memory
+            carry(bars, slot, parity, out + mine * 2 * SLOT, 2, SLOT);
+            if (at.block < MLP_BLOCKS)
+                carry(bars, slot, parity, gate_up + (long long)(layer * MLP_BLOCKS + at.block) * 8 * SLOT, 8, SLOT);
+            carry(bars, slot, parity, down + mine * 4 * SLOT, 4, SLOT);
         }
-    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
@@ -165,8 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             mbarrier_wait(bars + 8 * quarter, parity >> quarter & 1);
             parity ^= 0x0f;
             ring = product(ring, 2);
-            add(x, gate_now, exchange_sums(at.rank, inbox, parity));
-            parity ^= 1 << INBOX_BAR;
+            add(x, gate_now, exchange_sums(at, inbox, parity));
             publish(at, x, scale_next, act, squares);
 
             // gate and up, in turn, of some features a block
@@ -198,8 +199,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             mbarrier_wait(bars + 8 * quarter, parity >> quarter & 1);
             parity ^= 0x0f;
             ring = product(ring, 4);
-            add(x, gate_now, exchange_sums(at.rank, inbox, parity));
-            parity ^= 1 << INBOX_BAR;
+            add(x, gate_now, exchange_sums(at, inbox, parity));
             if (layer < DEPTH - 1) publish(at, x, scale_next, act, squares);
             else leave(at, x, scale_next, action_out, velocities, squares + CLUSTERS * TOKENS);
         }

@@ -149,27 +149,27 @@ template <> __device__ __forceinline__ float4 sum_of(int token, int column) {
 
 // Each block has the cluster's columns of every token, over its own part of k: every token to the block that owns it,
 // then (lanes below COLUMNS / 4, 4 columns each) what came for this warp's token.
-__device__ __noinline__ float4 exchange_sums(int rank, u32 bar, u32 parity) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+__device__ __forceinline__ float4 exchange_sums(const Place& at, u32 bar, u32& parity) {
     if (threadIdx.x == 0) mbarrier_expect(bar, CLUSTER * OWN * COLUMNS * 4);
-#pragma unroll 1
+#pragma unroll 2
     for (int item = threadIdx.x; item < TOKENS * (COLUMNS / 4); item += WORKERS) {
         int token = item / (COLUMNS / 4), column = item % (COLUMNS / 4) * 4;
         float4 total = sum_of<float4>(token, column);
-        u32 to = shared_address(shared + INBOX) + ((rank * OWN + token % OWN) * COLUMNS + column) * 4;
+        u32 to = shared_address(shared + INBOX) + ((at.rank * OWN + token % OWN) * COLUMNS + column) * 4;
         peer_store(peer_address(to, token / OWN), *reinterpret_cast<uint4*>(&total), peer_address(bar, token / OWN));
     }
     mbarrier_wait(bar, parity >> INBOX_BAR & 1);
+    parity ^= 1 << INBOX_BAR;
     float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-    if (warp < OWN && lane < COLUMNS / 4)
-#pragma unroll 4
+    if (at.warp < OWN && at.lane < COLUMNS / 4)
+#pragma unroll
         for (int from = 0; from < CLUSTER; ++from)
-            total = total + reinterpret_cast<const float4*>(shared + INBOX)[(from * OWN + warp) * (COLUMNS / 4) + lane];
+            total = total + reinterpret_cast<const float4*>(shared + INBOX)[(from * OWN + at.warp) * (COLUMNS / 4) + at.lane];
     return total;
 }
 
 // 1 / rms(x) of a token, from the clusters' sums of squares [CLUSTERS][TOKENS].
-__device__ __noinline__ float inverse_rms(const float* squares, int token) {
+__device__ __forceinline__ float inverse_rms(const float* squares, int token) {
     float all[CLUSTERS], total = 0.f;
 #pragma unroll
     for (int c = 0; c < CLUSTERS; ++c) all[c] = load_fresh(squares + c * TOKENS + token);
