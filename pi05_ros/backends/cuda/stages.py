@@ -29,6 +29,8 @@ from pi05_ros.schema import Guidance
 class CudaStages:
     """Stages as in backends/base.py; batch 1, bfloat16."""
 
+    overlaps = False  # `denoise` works on the keys and values that `prefill` returns
+
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, device: torch.device,
                  resize: str) -> None:
         self.config, self.weights, self.buffers, self.device, self.resize = config, weights, buffers, device, resize
