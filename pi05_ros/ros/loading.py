@@ -6,18 +6,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from typing import Any
+from typing import Any, TypeVar
 
 from pi05_ros.errors import WorkerError
 from pi05_ros.runtime.policy import Policy
+from pi05_ros.runtime.sequential import ChunkPipeline
 from pi05_ros.transforms.robot_file import Robot
 
 SAY_EVERY_S = 2.0
+Loaded = TypeVar("Loaded")
 
 
 def load(make: Callable[..., Policy], robot: Robot, values: dict[str, Any], say: Callable[[str], object],
-         stop: Callable[[], bool]) -> Policy:
-    """Make the policy from the node's parameter `values`, on the worker's thread.
+         stop: Callable[[], bool]) -> tuple[Policy, ChunkPipeline]:
+    """Make the policy and its pipeline from the node's parameter `values`, on the worker's thread.
 
     Raises:
         WorkerError: `stop` became true on the way.
@@ -33,15 +35,16 @@ def load(make: Callable[..., Policy], robot: Robot, values: dict[str, Any], say:
             said_s = time.monotonic()
             say(f"loading weights: {100 * done // total} %")
 
-    return make(checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],
-                device=values["device"], dtype=values["dtype"], seed=values["seed"],
-                tokenizer=values["tokenizer"] or None, action_horizon=values["action_horizon"] or None,
-                rope_inv_freq=values["rope_inv_freq"], prompt_format=values["prompt_format"] or None,
-                size=values["size"], on_progress=on_progress)
+    policy = make(checkpoint=values["checkpoint"] or None, robot=robot, backend=values["backend"],
+                  device=values["device"], dtype=values["dtype"], seed=values["seed"],
+                  tokenizer=values["tokenizer"] or None, action_horizon=values["action_horizon"] or None,
+                  rope_inv_freq=values["rope_inv_freq"], prompt_format=values["prompt_format"] or None,
+                  size=values["size"], on_progress=on_progress)
+    return policy, policy.pipeline(values["overlap"])
 
 
-def wait(future: Future[Policy], stop: Callable[[], bool]) -> Policy:
-    """The loaded policy, for the executor's thread, which holds no lock meanwhile; WorkerError if `stop` is asked."""
+def wait(future: Future[Loaded], stop: Callable[[], bool]) -> Loaded:
+    """What was loaded, for the executor's thread, which holds no lock meanwhile; WorkerError if `stop` is asked."""
     while True:
         try:
             return future.result(timeout=0.2)

@@ -88,14 +88,15 @@ class PolicyNode(SupervisedNode):
         with ExitStack() as undo:  # undoes what was made if a later step fails
             worker = Worker()
             undo.callback(self._stop_worker, worker)
-            job = worker.call(lambda: load(self._load_policy, robot, values, self.get_logger().info, stop))
-            policy = wait(job, stop)
+            policy, pipeline = wait(worker.call(lambda: load(
+                self._load_policy, robot, values, self.get_logger().info, stop)), stop)
             decode, decoder = image_decoder()
             required = tuple(camera for camera, spec in robot.cameras.items() if spec.required)
             optional = tuple(camera for camera in robot.cameras if camera not in required)
             mailbox = Mailbox(required, optional, worker.wake, parameters.input_limits(values))
-            loop = InferenceLoop(policy, mailbox, assembler(decode), lambda: parameters.loop_settings(
-                self._values, robot.default_prompt), self._now_ns, self._hand_over, self._hand_over)
+            loop = InferenceLoop(
+                pipeline, robot.control_period_s, mailbox, assembler(decode), lambda: parameters.loop_settings(
+                    self._values, robot.default_prompt), self._now_ns, self._hand_over, self._hand_over)
             undo.callback(worker.call, loop.forget_policy)
             commands = Commands(self, robot)
             undo.callback(commands.destroy)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pi05_ros.runtime.policy import Policy, Request
 
 Boundary = Literal["vision", "prefix"]  # what crosses: image tokens, or the prefix KV cache
+SPLIT: dict[Boundary, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "vision": (("vision",), ("prefix", "expert")), "prefix": (("vision", "prefix"), ("expert",))}
 DEPTH = 2  # chunks in the making: one in front, one behind
 
 
@@ -69,6 +71,7 @@ class Pipeline:
                  make_stream: Callable[[torch.device, int], Stream] = new_stream) -> None:
         check_overlap(policy, boundary)
         self.policy, self.boundary = policy, boundary
+        self.front, self.back = SPLIT[boundary]
         self._front, self._back = make_stream(policy.stages.device, 0), make_stream(policy.stages.device, -1)
         self._slots = FeatureSlots(DEPTH)
 

@@ -23,7 +23,9 @@ class Pending(Protocol):
 class ChunkPipeline(Protocol):
     """For each chunk, in order: `begin`, `advance`, `collect`; one may `begin` while another is denoised."""
 
-    depth: int
+    depth: int  # chunks that may be in the making
+    front: tuple[str, ...]  # stages that run before `advance`, in `stage_times_ms`
+    back: tuple[str, ...]  # stages that run after it
 
     def begin(self, observation: Observation, num_steps: int, *, chunk_index: int) -> Any: ...
 
@@ -70,6 +72,8 @@ class Sequential:
     """One chunk at a time; `advance` returns when it is made."""
 
     depth = 1
+    front: tuple[str, ...] = ()
+    back: tuple[str, ...] = ("total",)
 
     def __init__(self, policy: Infers) -> None:
         self.policy = policy

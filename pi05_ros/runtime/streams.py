@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from types import TracebackType
 from typing import Protocol
@@ -121,3 +122,10 @@ def new_stream(device: torch.device, priority: int = 0) -> Stream:
 def mark_here(device: torch.device) -> Mark:
     """A mark in the stream that is current on this thread."""
     return CudaMark(torch.cuda.current_stream(device)) if device.type == "cuda" else HostMark()
+
+
+def release_memory() -> None:
+    """Return what nobody uses to the GPU, so that a model can be loaded again or by another program."""
+    if torch.cuda.is_initialized():
+        gc.collect()  # graphs and their buffers may stand in cycles
+        torch.cuda.empty_cache()
