@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Mapping
 
@@ -21,7 +22,7 @@ class Diagnostics:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._logged_ns: dict[str, int] = {}
+        self._logged_s: dict[str, float] = {}
         self.refused: Counter[str] = Counter()
         self._published: deque[int] = deque(maxlen=200)  # times of publication, ns
         self.chunks = 0
@@ -33,10 +34,9 @@ class Diagnostics:
         """Count an error and log it, at most once per cause in REPEAT_S."""
         self.refused[error.cause] += 1
         self._problem = str(error)
-        now = self._node.get_clock().now().nanoseconds
-        last = self._logged_ns.get(error.cause)
-        if last is None or not 0 <= now - last < REPEAT_S * 1e9:
-            self._logged_ns[error.cause] = now
+        now, last = time.monotonic(), self._logged_s.get(error.cause)
+        if last is None or now - last >= REPEAT_S:
+            self._logged_s[error.cause] = now
             self._node.get_logger().warning(f"{error} [{error.cause}, {self.refused[error.cause]} so far]")
 
     def published(self, delivery: Delivery, now_ns: int) -> None:

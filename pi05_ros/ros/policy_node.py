@@ -11,11 +11,13 @@ import itertools
 import traceback
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
@@ -32,6 +34,7 @@ from pi05_ros.runtime.inference_loop import Delivery, InferenceLoop
 from pi05_ros.runtime.mailbox import Mailbox, age_s
 from pi05_ros.runtime.policy import Policy
 from pi05_ros.runtime.worker import Worker
+from pi05_ros.schema import CAMERAS
 from pi05_ros.transforms.robot_loader import load_robot
 
 WATCHDOG_PERIOD_S = 0.05
@@ -48,6 +51,7 @@ class Parts:
     mailbox: Mailbox
     loop: InferenceLoop
     commands: Commands
+    inputs: Subscriptions
 
 
 class PolicyNode(SupervisedNode):
@@ -74,8 +78,9 @@ class PolicyNode(SupervisedNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._take_parameters)
         self.diagnostics = Diagnostics(self)
-        self.create_timer(WATCHDOG_PERIOD_S, self._watch)
-        self.create_timer(1.0, self._diagnose)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still must not stop the watchdog
+        self.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
+        self.create_timer(1.0, self._diagnose, clock=steady)
         self.create_service(Trigger, "~/reset", self._on_reset)
 
     # ------------------------------------------------------------------ lifecycle
@@ -84,8 +89,9 @@ class PolicyNode(SupervisedNode):
         values = self._values = parameters.snapshot(self)
         parameters.check(values)
         robot = without_cameras(load_robot(values["robot"]), values["absent_cameras"])
-        limits, stop = JointLimits(robot), lambda: self.stop_requested
+        limits, stop, compressed = JointLimits(robot), lambda: self.stop_requested, values["compressed_images"]
         with ExitStack() as undo:  # undoes what was made if a later step fails
+            pool = undo.enter_context(ThreadPoolExecutor(len(CAMERAS), "pi05_decode"))  # its threads start when used
             worker = Worker()
             undo.callback(self._stop_worker, worker)
             policy, pipeline = wait(worker.call(lambda: load(
@@ -95,16 +101,17 @@ class PolicyNode(SupervisedNode):
             optional = tuple(camera for camera in robot.cameras if camera not in required)
             mailbox = Mailbox(required, optional, worker.wake, parameters.input_limits(values))
             loop = InferenceLoop(
-                pipeline, robot.control_period_s, mailbox, assembler(decode), lambda: parameters.loop_settings(
+                pipeline, robot.control_period_s, mailbox, assembler(decode, pool if compressed else None),
+                lambda: parameters.loop_settings(
                     self._values, robot.default_prompt), self._now_ns, self._hand_over, self._hand_over)
             undo.callback(worker.call, loop.forget_policy)
             commands = Commands(self, robot)
             undo.callback(commands.destroy)
             inputs = Subscriptions(self, robot, (*required, *optional), mailbox, values["reliable_images"],
-                                   values["compressed_images"], self.diagnostics.refuse, self._on_prompt)
+                                   compressed, self.diagnostics.refuse, self._on_prompt)
             undo.callback(inputs.destroy)
             worker.repeat(loop.due, loop.step)
-            self.parts = Parts(policy, limits, worker, mailbox, loop, commands)
+            self.parts = Parts(policy, limits, worker, mailbox, loop, commands, inputs)
             self._undo_configure = undo.pop_all()
         self.get_logger().info(f"configured: robot '{robot.name}', {policy.summary()}, images by {decoder}")
 
