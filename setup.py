@@ -59,7 +59,7 @@ setup(
             "ros-trajectory-msgs==5.3.6",
         ],
         "sim": ["mujoco>=3.1"],
-        "cuda": [f"triton>=3.2{X86_LINUX}"],
+        "cuda": [f"triton>=3.2{X86_LINUX}", "nvidia-ml-py>=12.535"],  # the latter: temperature in /diagnostics
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
         "tensorrt_rtx": [f"tensorrt-rtx-cu13>=1.7{X86_LINUX}"],
         "torch_tensorrt": [f"torch-tensorrt>=2.6{X86_LINUX}"],  # its minor version follows PyTorch's

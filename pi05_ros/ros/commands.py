@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.duration import Duration
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.errors import ObservationError
 from pi05_ros.ros.conversions import provenance_message, trajectory_message
+from pi05_ros.runtime.chunking import NON_FINITE
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.transforms.robot_file import Robot
@@ -25,6 +28,10 @@ class Commands:
         self.last: JointTrajectoryPlan | None = None
 
     def publish(self, plan: JointTrajectoryPlan) -> None:
+        """Raises ObservationError for numbers that are not finite: whatever made them, they stay here."""
+        if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
+            raise ObservationError("trajectory", expected="finite positions and velocities", received="NaN or infinity",
+                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
         self.last = plan  # before: if one controller cannot be reached, the others still need their hold
         for publisher, names, columns in self._controllers:
             publisher.publish(trajectory_message(plan, names, columns))

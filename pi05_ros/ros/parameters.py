@@ -75,6 +75,13 @@ PARAMETERS = (
                   live=True),
     ParameterSpec("input_timeout_s", 1.0, "Silence of a required input after which the robot is held [s].", 0.05, 60.0,
                   live=True),
+    ParameterSpec("worker_timeout_s", 5.0, "A chunk that takes longer means a stuck worker: the node deactivates [s].",
+                  0.1, 600.0, live=True),
+    ParameterSpec("on_fault", "hold", "On silent inputs and failures: bring the robot to rest at once, or publish "
+                  "nothing more, so that the running trajectory ends at rest by itself.",
+                  choices=("hold", "stop_publishing"), live=True),
+    ParameterSpec("latency_budget_s", 0.0, "A latency from observation to trajectory above this is counted and warned "
+                  "of [s]; 0: none.", 0.0, 60.0, live=True),
     ParameterSpec("max_committed_s", 1.0, "A trajectory ends at most this far ahead [s].", 0.1, 60.0, live=True),
     ParameterSpec("stop_time_s", 0.2, "Time in which the robot is brought to rest [s].", 0.01, 10.0, live=True),
     ParameterSpec("command_lead_s", 0.02, "What is commanded for so long ahead does not change: longer than a "

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from pi05_ros.errors import ObservationError
+from pi05_ros.runtime.device_faults import named
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
 from pi05_ros.runtime.pace import Pace
 from pi05_ros.runtime.sequential import ChunkPipeline
@@ -72,6 +73,7 @@ class InferenceLoop:
         self._pipeline: ChunkPipeline | None = pipeline
         self._trigger, self._pace = Trigger(control_period_s), Pace()
         self._flights: deque[Flight] = deque()  # oldest first
+        self._busy_since_s: float | None = None
         self.dropped: Counter[str] = Counter()  # observations begun and not finished, by cause
 
     def open(self, epoch: int) -> None:
@@ -107,6 +109,7 @@ class InferenceLoop:
         """The oldest chunk first: hand it over, or let it be denoised; else begin the next. Never raises: a bad input
         is reported and the loop lives on, anything else closes the gate."""
         flight = self._flights[0] if self._flights else None
+        self._busy_since_s = self._clock() if flight is None else flight.begun_s
         epoch = self._epoch if flight is None else flight.epoch
         try:
             if flight is not None and self._head_wait_s() == 0.0:
@@ -121,10 +124,18 @@ class InferenceLoop:
             self._report((epoch, error))
         except Exception as error:  # a broken policy must not go on: close the gate, tell the node, keep the thread
             error.add_note(traceback.format_exc())
+            error = named(error)
             self._drop_all()
             with self._gate:
                 self._open = self._open and epoch != self._epoch
             self._report((epoch, error))
+        finally:
+            self._busy_since_s = self._flights[0].begun_s if self._flights else None
+
+    def busy_s(self) -> float:
+        """How long the oldest chunk in the making, or the step that makes it, has taken so far; for any thread."""
+        since = self._busy_since_s
+        return 0.0 if since is None else self._clock() - since
 
     # ------------------------------------------------------------------ when
 

@@ -84,6 +84,11 @@ class Mailbox:
         with self._lock:
             return self._slots.get(slot)
 
+    def ages_s(self, now_ns: int) -> dict[str, float]:
+        """How old the newest input of each slot is."""
+        with self._lock:
+            return {slot: age_s(stamped, now_ns) for slot, stamped in self._slots.items()}
+
     def clear(self) -> None:
         """Forget everything: inputs of an earlier activation, or from before the clock was set back, must not drive
         what comes later."""

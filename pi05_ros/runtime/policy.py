@@ -15,6 +15,7 @@ from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
 from pi05_ros.model.recipe import RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
 from pi05_ros.runtime.forward import Forward
+from pi05_ros.runtime.gpu_sensors import Sensors, gpu_sensors
 from pi05_ros.runtime.pipelined import Pipeline
 from pi05_ros.runtime.sequential import Sequential
 from pi05_ros.runtime.timing import StageTimer
@@ -99,6 +100,10 @@ class Policy:
     def pipeline(self, overlap: bool) -> Pipeline | Sequential:
         """How chunks follow each other: the next one begun while the last is denoised, or one at a time."""
         return Pipeline(self) if overlap else Sequential(self)
+
+    def sensors(self) -> Sensors:
+        """Reads the GPU's memory and temperature, for diagnostics."""
+        return gpu_sensors(self.stages.device)
 
     def summary(self) -> str:
         """One line for logs: what runs where."""

@@ -24,6 +24,9 @@ class FakePolicy:
     def pipeline(self, overlap):
         return Sequential(self)
 
+    def sensors(self):
+        return lambda: {"gpu_temperature_c": 40}
+
     def infer(self, observation, num_steps, *, chunk_index):
         self.seen.append(observation)
         self.entered.release()
