@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
@@ -19,12 +20,13 @@ from pi05_ros.transforms.robot_file import Robot
 class Commands:
     """Publishes plans and remembers the last one."""
 
-    def __init__(self, node: Node, robot: Robot) -> None:
+    def __init__(self, node: Node, robot: Robot, group: CallbackGroup) -> None:
         self._node = node
         order = [joint.name for joint in robot.joints]
-        self._controllers = [(node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10), controller.joints,
-                              [order.index(name) for name in controller.joints]) for controller in robot.controllers]
-        self._provenance = node.create_publisher(DiagnosticArray, "~/provenance", 10)
+        self._controllers = [
+            (node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10, callback_group=group),
+             controller.joints, [order.index(name) for name in controller.joints]) for controller in robot.controllers]
+        self._provenance = node.create_publisher(DiagnosticArray, "~/provenance", 10, callback_group=group)
         self.last: JointTrajectoryPlan | None = None
 
     def publish(self, plan: JointTrajectoryPlan) -> None:

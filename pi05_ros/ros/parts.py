@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 
 from pi05_ros.errors import Pi05Error, WorkerError
@@ -90,9 +91,10 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
                          lambda: parameters.loop_settings(hooks.values(), robot.default_prompt), hooks.now_ns,
                          hooks.hand_over, hooks.hand_over)
     undo.callback(worker.call, loop.forget_policy)
-    commands = Commands(node, robot)
+    group = MutuallyExclusiveCallbackGroup()  # of its own: the node's never forgets what was destroyed (rclpy 7.1.6)
+    commands = Commands(node, robot, group)
     undo.callback(commands.destroy)
-    inputs = Subscriptions(node, robot, (*required, *optional), mailbox, values["reliable_images"],
+    inputs = Subscriptions(node, group, robot, (*required, *optional), mailbox, values["reliable_images"],
                            values["compressed_images"], hooks.refuse, hooks.on_prompt)
     undo.callback(inputs.destroy)
     worker.repeat(loop.due, loop.step)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -39,10 +40,10 @@ class Subscriptions:
     `lost` counts, by topic, messages that the middleware lost on the way here.
     """
 
-    def __init__(self, node: Node, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox, reliable: bool,
-                 compressed: bool, report: Callable[[ObservationError], None],
+    def __init__(self, node: Node, group: CallbackGroup, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox,
+                 reliable: bool, compressed: bool, report: Callable[[ObservationError], None],
                  on_prompt: Callable[[str], None]) -> None:
-        self._node, self._mailbox, self._report, self._on_prompt = node, mailbox, report, on_prompt
+        self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
         self._joints = JointReader([joint.name for joint in robot.joints])
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
@@ -68,11 +69,11 @@ class Subscriptions:
             self.lost[name] += event.total_count_change
 
         try:
-            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw,
+            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw, callback_group=self._group,
                                                   event_callbacks=SubscriptionEventCallbacks(message_lost=count))
         except UnsupportedEventTypeError as error:
             self._node.get_logger().warning(f"{topic}: this middleware does not count lost messages ({error})")
-            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw)
+            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw, callback_group=self._group)
         self._all.append(made)
 
     def _image_callback(self, camera: str) -> Callable[[bytes], None]:
