@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pi05_ros.backends import base
 from pi05_ros.errors import BackendError
 from pi05_ros.runtime.feature_slots import FeatureSlot, FeatureSlots
 from pi05_ros.runtime.forward import Forward
 from pi05_ros.runtime.streams import Mark, Stream, new_stream
 from pi05_ros.runtime.timing import StageTimer
-from pi05_ros.schema import ActionChunk, Guidance, Observation
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pi05_ros.runtime.policy import Policy, Request
+from pi05_ros.schema import ActionChunk, Guidance, ModelInputs
 
 Boundary = Literal["vision", "prefix"]  # what crosses: image tokens, or the prefix KV cache
 SPLIT: dict[Boundary, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -32,16 +29,44 @@ SPLIT: dict[Boundary, tuple[tuple[str, ...], tuple[str, ...]]] = {
 DEPTH = 2  # chunks in the making: one in front, one behind
 
 
+class Prepared(Protocol):
+    """What `request` gives; `runtime.policy.Request` is one."""
+
+    @property
+    def inputs(self) -> ModelInputs: ...
+
+    @property
+    def noise(self) -> np.ndarray: ...
+
+    @property
+    def chunk_index(self) -> int: ...
+
+
+class Prepares(Protocol):
+    """What a pipeline needs of a policy: its stages, the part before them and the part after them."""
+
+    @property
+    def stages(self) -> base.StageSet: ...
+
+    def request(self, timer: StageTimer, observation: Any, num_steps: int, seed: int | None = None,
+                chunk_index: int | None = None, noise: np.ndarray | None = None,
+                guidance: Guidance | None = None) -> Any:
+        """Gives a `Prepared`."""
+
+    def chunk(self, timer: StageTimer, request: Any, normalised: np.ndarray) -> ActionChunk: ...
+
+
 @dataclass(eq=False)
 class PendingChunk:
     """What keeps alive all that a chunk's work reads until it is done."""
 
-    request: Request
+    request: Prepared
     timer: StageTimer
     forward: Forward
     slot: FeatureSlot
     features: Any
     front_done: Mark
+    back: tuple[str, ...]  # stages that run on the back stream
     actions: Tensor | None = None  # [1, H, 32] in host memory, valid from `done` on
     done: Mark | None = None
 
@@ -60,6 +85,7 @@ class Pipeline:
         policy: whose stages run.
         boundary: `prefix` overlaps vision and prefix with the action expert, `vision` only vision with the rest.
         make_stream: (device, priority) to a stream.
+        observe: sees every chunk whose work is done, with the marks of its stages.
 
     Raises:
         BackendError: a backend on both sides of the boundary that cannot run on two streams at once.
@@ -67,15 +93,16 @@ class Pipeline:
 
     depth = DEPTH
 
-    def __init__(self, policy: Policy, boundary: Boundary = "prefix",
-                 make_stream: Callable[[torch.device, int], Stream] = new_stream) -> None:
+    def __init__(self, policy: Prepares, boundary: Boundary = "prefix",
+                 make_stream: Callable[[torch.device, int], Stream] = new_stream,
+                 observe: Callable[[PendingChunk], None] = lambda pending: None) -> None:
         check_overlap(policy, boundary)
-        self.policy, self.boundary = policy, boundary
+        self.policy, self.boundary, self._observe = policy, boundary, observe
         self.front, self.back = SPLIT[boundary]
         self._front, self._back = make_stream(policy.stages.device, 0), make_stream(policy.stages.device, -1)
         self._slots = FeatureSlots(DEPTH)
 
-    def begin(self, observation: Observation, num_steps: int, *, chunk_index: int | None = None,
+    def begin(self, observation: Any, num_steps: int, *, chunk_index: int | None = None,
               seed: int | None = None, noise: np.ndarray | None = None,
               guidance: Guidance | None = None) -> PendingChunk:
         """Issue the stages before the boundary; arguments and errors as `Policy.infer`."""
@@ -87,7 +114,7 @@ class Pipeline:
                 forward = Forward(self.policy.stages, request.inputs, request.noise, num_steps, guidance, timer)
                 made: Any = forward.vision()
                 features = slot.keep(forward.prefix(made) if self.boundary == "prefix" else made)
-                return PendingChunk(request, timer, forward, slot, features, self._front.mark())
+                return PendingChunk(request, timer, forward, slot, features, self._front.mark(), self.back)
         except BaseException:
             self._slots.give_back(slot)
             raise
@@ -107,7 +134,9 @@ class Pipeline:
         assert pending.done is not None and pending.actions is not None, "collected before it was advanced"
         try:
             pending.done.wait()
-            return self.policy.chunk(pending.timer, pending.request, pending.actions[0].numpy().copy())
+            chunk = self.policy.chunk(pending.timer, pending.request, pending.actions[0].numpy().copy())
+            self._observe(pending)
+            return chunk
         finally:
             self._slots.give_back(pending.slot)
 
@@ -127,7 +156,7 @@ def download(x_0: Tensor) -> Tensor:
     return torch.empty(x_0.shape, dtype=x_0.dtype, pin_memory=True).copy_(x_0, non_blocking=True)
 
 
-def check_overlap(policy: Policy, boundary: Boundary) -> None:
+def check_overlap(policy: Prepares, boundary: Boundary) -> None:
     """The same backend on both sides must keep what it reads apart from what it writes (backends/base.py)."""
     stages = policy.stages
     front, back = [stages.images, stages.vision], [stages.expert]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pi05_ros.schema import ActionChunk, Observation
-from pi05_ros.transforms.robot_file import Robot
 
 
 class Pending(Protocol):
@@ -42,10 +41,6 @@ class ChunkPipeline(Protocol):
 
 class Infers(Protocol):
     """What `Sequential` needs of a policy."""
-
-    @property
-    def robot(self) -> Robot:
-        """Whose control period counts."""
 
     def infer(self, observation: Observation, num_steps: int, *, chunk_index: int) -> ActionChunk:
         """As `Policy.infer`."""
