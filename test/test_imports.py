@@ -38,6 +38,7 @@ ALLOWED = {
     "bag": f"{BELOW} {ROS} rosbags mcap mcap_ros2",
     "train": BELOW,
     "benchmark": BELOW,
+    "benchmark.end_to_end": f"{BELOW} benchmark {ROS}",
     "quantize": f"{BELOW} modelopt",
     "cli": f"{BELOW} sim bag train benchmark quantize",
     "cli.demo": f"{BELOW} cli sim bag train benchmark quantize {ROS}",

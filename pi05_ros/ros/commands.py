@@ -38,9 +38,9 @@ class Commands:
         for publisher, names, columns in self._controllers:
             publisher.publish(trajectory_message(plan, names, columns))
 
-    def publish_provenance(self, delivery: Delivery, published_ns: int, measured_ns: int,
+    def publish_provenance(self, delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                            plan: JointTrajectoryPlan) -> None:
-        self._provenance.publish(provenance_message(delivery, published_ns, measured_ns, plan))
+        self._provenance.publish(provenance_message(delivery, planned_ns, published_ns, measured_ns, plan))
 
     def destroy(self, timeout_s: float = 0.5) -> None:
         """Wait until reliable subscribers have the last command, so that a hold outlives this process; then end."""

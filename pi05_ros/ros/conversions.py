@@ -115,9 +115,10 @@ def trajectory_message(plan: JointTrajectoryPlan, names: Sequence[str], columns:
     return message
 
 
-def provenance_message(delivery: Delivery, published_ns: int, measured_ns: int,
+def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                        plan: JointTrajectoryPlan) -> DiagnosticArray:
-    """What made a chunk and its trajectory, stamped like it; `measured_ns`: of the joints it was planned from."""
+    """What made a chunk and its trajectory, stamped like it. planned_ns, published_ns: when; measured_ns: stamp of the
+    joints it was planned from."""
     chunk = delivery.chunk
     values = {
         "prompt": chunk.prompt,
@@ -129,6 +130,7 @@ def provenance_message(delivery: Delivery, published_ns: int, measured_ns: int,
         "observation_stamp_ns": chunk.stamp_ns,
         "inputs_complete_ns": delivery.complete_ns,
         "inference_started_ns": delivery.started_ns,
+        "planned_ns": planned_ns,
         "published_ns": published_ns,
         "planned_from_stamp_ns": measured_ns,
         "points": len(plan.times_s),

@@ -100,7 +100,7 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     worker.repeat(loop.due, loop.step)
     log(f"configured: robot '{robot.name}', {loaded.policy.summary()}, images by {decoder}")
     return Parts(loaded.policy, loaded.sensors, worker, mailbox, loop, commands,
-                 Motion(limits, mailbox, commands, hooks.values, log), inputs)
+                 Motion(limits, mailbox, commands, hooks.now_ns, hooks.values, log), inputs)
 
 
 def _stop(worker: Worker) -> None:

@@ -86,9 +86,9 @@ class PolicyNode(SupervisedNode):
         self.parts.loop.close()
         self._epoch = None
         if self._fault:
-            self.parts.motion.on_fault(self._now_ns(), self._fault)
+            self.parts.motion.on_fault(self._fault)
         else:
-            self.parts.motion.hold(self._now_ns(), "deactivated")
+            self.parts.motion.hold("deactivated")
 
     def teardown(self) -> None:
         """Take the topics away, free the model on its thread, end the thread."""
@@ -121,27 +121,24 @@ class PolicyNode(SupervisedNode):
                 continue
             try:
                 if isinstance(item, Delivery):
-                    now_ns = self._now_ns()
-                    self.parts.motion.publish(item, now_ns)
-                    self._useful_ns = now_ns
-                    self.diagnostics.published(item, now_ns, self._values["latency_budget_s"])
+                    self._useful_ns = self.parts.motion.publish(item)
+                    self.diagnostics.published(item, self._useful_ns, self._values["latency_budget_s"])
                 else:
                     self._on_failure(self.parts, item[1])
             except ObservationError as error:
                 self._on_failure(self.parts, error)
             except Exception:  # the executor must live; what broke is in the log and the robot is held
                 self.get_logger().error(f"publishing failed:\n{traceback.format_exc()}")
-                self.parts.motion.on_fault(self._now_ns(), "publishing failed")
+                self.parts.motion.on_fault("publishing failed")
 
     def _on_failure(self, parts: Parts, error: Exception) -> None:
         """Bad input is counted, and a fault if it lasts; numbers that are not finite are one at once; anything else
         deactivates the node."""
         if isinstance(error, ObservationError):
             self.diagnostics.refuse(error)
-            now_ns = self._now_ns()
-            starved = now_ns - self._useful_ns > self._values["input_timeout_s"] * 1e9
+            starved = self._now_ns() - self._useful_ns > self._values["input_timeout_s"] * 1e9
             if not parts.motion.held and (starved or error.cause in (NON_FINITE, "non-finite actions")):
-                parts.motion.on_fault(now_ns, error.cause)
+                parts.motion.on_fault(error.cause)
             return
         notes = "\n".join(getattr(error, "__notes__", []))
         self.get_logger().error(f"inference failed: {error}\n{notes}\nThe node is deactivated; activate to try again, "
@@ -174,7 +171,7 @@ class PolicyNode(SupervisedNode):
                 received=cause, cause=f"unusable {slot}", way_out=
                 "Check the publisher, its clock and QoS, and the remapping; the robot is held meanwhile."))
         if causes and not self.parts.motion.held:
-            self.parts.motion.on_fault(now_ns, "inputs are silent")
+            self.parts.motion.on_fault("inputs are silent")
 
     def _worker_silence(self, parts: Parts) -> WorkerError | None:
         if not parts.worker.alive:
@@ -218,7 +215,7 @@ class PolicyNode(SupervisedNode):
         if self.parts is None or self._epoch is None:
             response.success, response.message = False, f"expected state active, received {self.state_label}"
             return response
-        self.parts.motion.hold(self._now_ns(), "reset")
+        self.parts.motion.hold("reset")
         self._open_gate(self.parts)
         response.success, response.message = True, "waiting for the next complete set of inputs"
         return response
