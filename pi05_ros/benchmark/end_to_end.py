@@ -2,12 +2,12 @@
 
 Cameras on one beat and joint states go over DDS to the node. A chunk's provenance tells its history: newest stamp of
 the set, set complete (`transport`), taken by the worker, published. `queue` is the time it waited behind a busy worker
-or a busy device, `device` the policy's stages, `overhead` all the rest of the latency: transport, decoding, transforms,
-hand-over, planning, publishing. Every frame sent is used, or counted as dropped, lost or refused; `uncounted` is the
-rest, less the frame that may remain unread at the end.
+or a busy device, `device` the policy's stages, `overhead` all the rest of the latency: transport, decoding,
+`transforms`, hand-over, planning and `publishing`. Every frame sent is used, or counted as dropped, lost or refused;
+`uncounted` is the rest, less the frame that may remain unread at the end.
 
-JSON: runs [{rate_hz, seconds, sent, trajectories, latency_ms, overhead_ms, device_ms, transport_ms, queue_ms
-{p50, p99, most}, dropped, lost, refused, uncounted}].
+JSON: runs [{rate_hz, seconds, sent, trajectories, latency_ms, overhead_ms, device_ms, queue_ms, transport_ms,
+transforms_ms, publishing_ms {p50, p99, most}, dropped, lost, refused, uncounted}].
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class EndToEnd:
             gone = sum(count for cause, count in self.dropped.items() if cause.startswith(slots[topic]))
             out[topic] = max(0, self.sent[topic] - taken - gone - self.lost.get(topic, 0) - 1)
         return out
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A table's rows: part, p50, p99 and most in ms."""
+        return [(part, *(f"{value:.2f}" for value in percentiles(values).values()))
+                for part, values in self.parts_ms.items()]
 
     def as_data(self) -> dict[str, Any]:
         parts = {f"{part}_ms": percentiles(values) for part, values in self.parts_ms.items()}
@@ -232,8 +237,9 @@ def parts_of(provenance: Iterable[Mapping[str, str]]) -> dict[str, np.ndarray]:
     latency = ms("published_ns", "observation_stamp_ns")
     queue = ms("inference_started_ns", "inputs_complete_ns") + stages("waiting")
     device = stages(*DEVICE_STAGES)
-    return {"latency": latency, "overhead": latency - device - queue, "device": device,
-            "transport": ms("inputs_complete_ns", "observation_stamp_ns"), "queue": queue}
+    return {"latency": latency, "overhead": latency - device - queue, "device": device, "queue": queue,
+            "transport": ms("inputs_complete_ns", "observation_stamp_ns"),
+            "transforms": stages("transform", "inverse"), "publishing": ms("published_ns", "planned_ns")}
 
 
 def percentiles(values: np.ndarray) -> dict[str, float]:

@@ -30,6 +30,8 @@ from pi05_ros.runtime.sequential import ChunkPipeline, Sequential
 from pi05_ros.runtime.trigger import LoopSettings
 from pi05_ros.runtime.worker import Worker
 
+COLUMNS = ("steps", "period one by one, ms", "in overlap", "its p99", "latency one by one, ms", "in overlap", "ratio",
+           "front ms", "back ms", "efficiency", "hidden", "same bits")
 WARM_UP = 5  # chunks of each run that are not counted
 
 
@@ -71,6 +73,14 @@ class Row:
     @property
     def latency_ratio(self) -> float:
         return self.pipelined.latency_ms / self.sequential.latency_ms
+
+    def cells(self) -> tuple[str, ...]:
+        """A table's row, in the order of COLUMNS."""
+        return (str(self.steps), f"{self.sequential.period_ms:.2f}", f"{self.pipelined.period_ms:.2f}",
+                f"{self.pipelined.period_p99_ms:.2f}", f"{self.sequential.latency_ms:.2f}",
+                f"{self.pipelined.latency_ms:.2f}", f"{self.latency_ratio:.2f} x", f"{self.front_ms:.2f}",
+                f"{self.back_ms:.2f}", f"{100 * self.efficiency:.0f} %", f"{100 * self.hidden:.0f} %",
+                "yes" if self.identical else "NO")
 
     def as_data(self) -> dict[str, Any]:
         return {**asdict(self), "ideal_ms": self.ideal_ms, "efficiency": self.efficiency, "hidden": self.hidden,

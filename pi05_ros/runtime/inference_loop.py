@@ -143,7 +143,7 @@ class InferenceLoop:
         if not self._flights:
             return None
         head = self._flights[0]
-        if not head.pending.advanced or head.pending.finished():
+        if not head.pending.advanced or finished(head.pending):
             return 0.0
         done_at = self._pace.done_at(head.begun_s, head.advanced_s, head.num_steps)
         return self._pace.ask_again_s(done_at - self._clock())
@@ -209,6 +209,14 @@ class InferenceLoop:
     def _drop_all(self) -> None:
         while self._pipeline is not None and self._flights:
             self._pipeline.drop(self._flights.popleft().pending)
+
+
+def finished(pending: Any) -> bool:
+    """A chunk whose work failed is finished too: `collect` says what happened."""
+    try:
+        return pending.finished()
+    except Exception:
+        return True
 
 
 def complete_at(taken: Mapping[str, Stamped]) -> int:

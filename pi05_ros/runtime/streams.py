@@ -91,10 +91,11 @@ class CudaMark:
 
 
 class CudaStream:
-    """`priority`: lower is served first, as in CUDA."""
+    """`priority`: lower is served first, as in CUDA. Its work comes after all that the thread has issued so far."""
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
         self._stream = torch.cuda.Stream(device, priority=priority)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         self._context: torch.cuda.StreamContext | None = None
 
     def __enter__(self) -> CudaStream:

@@ -14,8 +14,11 @@ MS = 1_000_000
 class ScriptedPending:
     def __init__(self, stamp, steps, index):
         self.stamp, self.steps, self.index, self.advanced, self.done = stamp, steps, index, False, False
+        self.error = None
 
     def finished(self):
+        if self.error is not None:
+            raise self.error
         return self.advanced and self.done
 
 
@@ -37,6 +40,7 @@ class ScriptedPipeline:
         pending.advanced = True
 
     def collect(self, pending):
+        pending.finished()
         assert pending.done, "collected what the test has not finished"
         self.pending.remove(pending)
         self._do("collect", pending.stamp)
@@ -225,6 +229,27 @@ def test_a_failure_anywhere_drops_all_closes_the_gate_and_a_new_activation_works
     bench.finish(stamp)
     bench.run()
     assert bench.out[-1].chunk.stamp_ns == stamp
+
+
+def test_work_that_fails_on_the_device_is_reported_and_does_not_end_the_thread(bench):
+    bench.send()
+    bench.run()
+    bench.pipeline.pending[0].error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert bench.loop.due() == 0.0
+    bench.run()
+    ((epoch, error),) = bench.out
+    assert epoch == 1 and error.cause == "CUDA error" and bench.loop.due() is None
+
+
+def test_how_long_the_worker_is_busy_is_known(bench):
+    assert bench.loop.busy_s() == 0.0
+    first = bench.send()
+    bench.run()
+    bench.now_ms += 40
+    assert bench.loop.busy_s() == pytest.approx(0.04)
+    bench.finish(first)
+    bench.run()
+    assert bench.loop.busy_s() == 0.0
 
 
 def test_the_policy_is_let_go_after_the_device_is_idle(bench):

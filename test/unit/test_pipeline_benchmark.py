@@ -34,6 +34,7 @@ def test_figures_follow_from_periods_and_sides():
     flow = pipeline.Flow
     row = pipeline.Row(10, flow(16.0, 17.0, 16.0, 17.0), flow(10.0, 11.0, 18.0, 19.0), 0.3, 8.0, 7.0, True)
     assert row.ideal_ms == 8.0 and row.efficiency == pytest.approx(0.8)
+    assert dict(zip(pipeline.COLUMNS, row.cells(), strict=True))["efficiency"] == "80 %"
     assert row.hidden == pytest.approx(6 / 7) and row.latency_ratio == pytest.approx(1.125)
 
 
