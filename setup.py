@@ -60,7 +60,8 @@ setup(
             "ros-trajectory-msgs==5.3.6",
         ],
         "sim": ["mujoco>=3.1"],
-        "cuda": [f"triton>=3.2{X86_LINUX}", f"cuda-bindings>=12.9{X86_LINUX}"],  # PyTorch's CUDA build brings both
+        # PyTorch's CUDA build brings the first two; the last: temperature in /diagnostics
+        "cuda": [f"triton>=3.2{X86_LINUX}", f"cuda-bindings>=12.9{X86_LINUX}", "nvidia-ml-py>=12.535"],
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
         "tensorrt_rtx": [f"tensorrt-rtx-cu13>=1.7{X86_LINUX}"],
         "torch_tensorrt": [f"torch-tensorrt>=2.6{X86_LINUX}"],  # its minor version follows PyTorch's

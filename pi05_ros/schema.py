@@ -106,7 +106,8 @@ class ActionChunk:
         control_period_s: time between two actions.
         prompt, num_steps, seed, chunk_index: what made it; the noise is a function of (seed, chunk_index).
         noise_given: True if the caller passed the noise, so that seed and chunk_index do not reproduce it.
-        stage_times_ms: milliseconds per stage: transform, images, vision, prefix, expert, inverse, total.
+        stage_times_ms: milliseconds per stage: transform, images, vision, prefix, expert, inverse, total; in overlap
+            also `waiting`, between the features and the start of denoising.
         guidance: the guidance used, or None.
     """
 

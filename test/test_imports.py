@@ -32,11 +32,13 @@ ALLOWED = {
     "model": f"{CONTRACTS} transforms.images torch safetensors",
     "backends": f"{MODEL} triton cuda tensorrt tensorrt_rtx torch_tensorrt",
     "runtime": f"{TRANSFORMS} backends.base torch model.checkpoint model.recipe model.weights",
+    "runtime.gpu_sensors": "torch pynvml",
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call
     "sim": f"{BELOW} {ROS} mujoco",
     "bag": f"{BELOW} {ROS} rosbags mcap mcap_ros2",
     "train": BELOW,
     "benchmark": BELOW,
+    "benchmark.end_to_end": f"{BELOW} benchmark {ROS}",
     "quantize": f"{BELOW} modelopt",
     "cli": f"{BELOW} sim bag train benchmark quantize",
     "cli.demo": f"{BELOW} cli sim bag train benchmark quantize {ROS}",
@@ -45,7 +47,7 @@ ALLOWED = {
 }
 
 # Libraries that need not be installed: imported in files of their own, which nothing imports before it needs them.
-OPTIONAL = {"triton", "cuda", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "modelopt"}
+OPTIONAL = {"pynvml", "triton", "cuda", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "modelopt"}
 ALWAYS_IMPORTABLE = ("backends.base", "backends.eager")  # and every package
 
 MAX_LINES = 300

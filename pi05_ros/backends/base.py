@@ -29,7 +29,15 @@ BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.
 
 
 class Stages(Protocol):
-    """Shapes as in model/pi05.py; tensors live on the backend's device. A backend may refuse a batch above 1."""
+    """Shapes as in model/pi05.py; tensors live on the backend's device. A backend may refuse a batch above 1.
+
+    A result may lie in a static buffer that the same stage overwrites in its next call; who needs it longer copies it.
+    All work goes to the caller's current stream. `overlaps` says that calls of different stages may run at the same
+    time on different streams: then no stage writes where another reads, so a stage takes what it is given into
+    buffers of its own (`denoise` must not work on the memory that `prefill` returns).
+    """
+
+    overlaps: bool
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> torch.Tensor:
         """N frames uint8 [B, h, w, 3] or None to float32 [B, N, 3, 224, 224] in [-1, 1]."""

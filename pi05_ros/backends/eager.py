@@ -16,6 +16,8 @@ from pi05_ros.schema import Guidance
 class EagerStages:
     """`Pi05` without gradients; batched."""
 
+    overlaps = True  # nothing is kept between calls
+
     def __init__(self, model: Pi05, device: torch.device, resize: str) -> None:
         self.model, self.device, self.resize = model, device, resize
 

@@ -10,11 +10,12 @@ import ast
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pi05_ros.cli.options import (
     add_model_options,
     add_shape_options,
+    count_list,
     float_list,
     positive,
     positive_number,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 HELP = "measure speed, memory and accuracy"
 MODES = {"latency": "time of one backend at one shape, with memory and error", "stages": "every stage by itself",
          "accuracy": "error on random inputs, beside eager's own", "compare": "backends side by side in one run",
-         "profile": "where the time goes, kernel by kernel"}
+         "profile": "where the time goes, kernel by kernel",
+         "pipeline": "chunks in overlap against one after the other",
+         "end-to-end": "the real node between real sensors"}
 RUNS = {"latency": 100, "stages": 100, "compare": 100, "profile": 20}
 
 
@@ -47,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "accuracy":
             mode.add_argument("--inputs", type=positive, default=20, metavar="N", help="random inputs (default: 20)")
             mode.set_defaults(seed=None)  # fresh inputs in every run
+            continue
+        if name == "pipeline":
+            _add_pipeline_options(mode)
+            continue
+        if name == "end-to-end":
+            _add_end_to_end_options(mode)
             continue
         add_shape_options(mode)
         mode.add_argument("--runs", type=positive, default=RUNS[name], help="timed runs (default: %(default)s)")
@@ -63,8 +72,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             gates.add_argument("--max-memory-gb", type=positive_number, metavar="GB", help="peak of reserved memory")
 
 
+def _add_pipeline_options(mode: argparse.ArgumentParser) -> None:
+    mode.add_argument("--cameras", type=int, default=3, metavar="N", help="cameras that are there (default: 3)")
+    mode.add_argument("--tokens", type=int, metavar="L", help="valid prompt tokens (default: all slots)")
+    mode.add_argument("--steps", type=count_list, default=(1, 2, 3, 5, 10), metavar="N,...",
+                      help="denoising steps, a row each (default: 1,2,3,5,10)")
+    mode.add_argument("--chunks", type=positive, default=100, help="of each run (default: 100)")
+    mode.add_argument("--boundary", choices=("prefix", "vision"), default="prefix",
+                      help="the last stage that overlaps with the chunk before (default: prefix)")
+    mode.add_argument("--trace", type=Path, metavar="FILE", help="write a few chunks as a Chrome or Perfetto trace")
+    mode.add_argument("--picture", type=Path, metavar="FILE", help="draw a few chunks as a PNG")
+    gates = mode.add_argument_group("gates", "exit with 1 where the last row's figure is above")
+    gates.add_argument("--max-period-ms", type=positive_number, metavar="MS")
+    gates.add_argument("--max-latency-ratio", type=positive_number, metavar="RATIO", help="overlap over one by one")
+
+
+def _add_end_to_end_options(mode: argparse.ArgumentParser) -> None:
+    mode.add_argument("--rates", type=float_list, default=(30.0, 60.0), metavar="HZ,...",
+                      help="of the cameras, one after the other (default: 30,60)")
+    mode.add_argument("--seconds", type=positive_number, default=10.0, help="of each rate (default: 10)")
+    mode.add_argument("--steps", type=positive, default=10, metavar="N", help="denoising steps (default: 10)")
+    mode.add_argument("--overlap", action="store_true", help="the node's parameter of that name")
+    gates = mode.add_argument_group("gates", "exit with 1 where a figure is above")
+    gates.add_argument("--max-p50-ms", type=positive_number, metavar="MS", help="overhead of half the trajectories")
+    gates.add_argument("--max-p99-ms", type=positive_number, metavar="MS", help="overhead of 99 %% of them")
+
+
 def run(args: argparse.Namespace) -> Report:
     from pi05_ros.backends.base import check_device
+
+    if args.mode == "end-to-end":
+        from pi05_ros.benchmark.setting import environment
+
+        return _report(_end_to_end(args), {"mode": args.mode, "environment": environment(check_device(args.device))})
     from pi05_ros.benchmark.setting import make_setting
 
     device = check_device(args.device)
@@ -72,7 +112,10 @@ def run(args: argparse.Namespace) -> Report:
     measure = _plan(args, source.config, device)  # refuses wrong use before anything is measured
     setting = make_setting(source, device, args.dtype, progress)
     console.print(setting.headline(), highlight=False)
-    findings = measure(setting)
+    return _report(measure(setting), {"mode": args.mode, **setting.summary()})
+
+
+def _report(findings: Findings, summary: dict[str, Any]) -> Report:
     for found in findings.tables:
         table(found.title, found.columns, found.rows)
     for note in findings.notes:
@@ -80,13 +123,24 @@ def run(args: argparse.Namespace) -> Report:
     for gate in findings.gates:
         if not gate.ok:
             console.print(f"[bold red]failed:[/] {gate}", highlight=False)
-    return Report(ok=findings.ok, data={"mode": args.mode, **setting.summary(), **findings.as_data()})
+    return Report(ok=findings.ok, data={**summary, **findings.as_data()})
+
+
+def _end_to_end(args: argparse.Namespace) -> Findings:
+    from pi05_ros.benchmark import end_to_end
+
+    parameters = {"checkpoint": str(args.checkpoint or ""), "size": args.size, "backend": args.backend,
+                  "device": args.device, "dtype": args.dtype, "seed": args.seed, "denoising_steps": args.steps,
+                  "overlap": args.overlap, "action_horizon": args.horizon or 0}
+    loads = [end_to_end.Load(rate, args.seconds) for rate in args.rates]
+    runs = end_to_end.measure(loads, parameters, lambda text: console.print(text, highlight=False))
+    return end_to_end.findings(runs, args.max_p50_ms, args.max_p99_ms)
 
 
 def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) -> Callable[[Setting], Findings]:
     """The mode's measurement, its options checked."""
     from pi05_ros.backends.base import parse_choice
-    from pi05_ros.benchmark import accuracy, compare, latency, profile, stages
+    from pi05_ros.benchmark import accuracy, compare, latency, pipeline, profile, stages
     from pi05_ros.benchmark.inputs import Shape, check_shape
     from pi05_ros.benchmark.measure import Targets
 
@@ -96,6 +150,13 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
     if args.mode == "accuracy":
         horizons = accuracy.HORIZONS if args.horizon is None else (args.horizon,)
         return partial(accuracy.run, backend=args.backend, count=args.inputs, horizons=horizons, seed=args.seed)
+    if args.mode == "pipeline":
+        tokens = config.max_token_len if args.tokens is None else args.tokens
+        check_shape(config, args.cameras, tokens)
+        limits = pipeline.Targets(args.max_period_ms, args.max_latency_ratio)
+        return partial(pipeline.run, backend=args.backend, cameras=args.cameras, tokens=tokens,
+                       step_counts=args.steps, chunks=args.chunks, seed=args.seed, boundary=args.boundary,
+                       targets=limits, trace=args.trace, picture=args.picture)
     shapes = [Shape(args.cameras, config.max_token_len if args.tokens is None else args.tokens, args.steps)]
     if args.mode == "compare" and args.cases:
         shapes = compare.parse_shapes(args.cases)
@@ -117,5 +178,5 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
 
 def _documentation(mode: str) -> str | None:
     """The mode's own words, read without importing it (and PyTorch with it)."""
-    source = Path(__file__).parents[1] / "benchmark" / f"{mode}.py"
+    source = Path(__file__).parents[1] / "benchmark" / f"{mode.replace('-', '_')}.py"
     return ast.get_docstring(ast.parse(source.read_text()))

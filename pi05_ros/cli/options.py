@@ -57,6 +57,11 @@ def float_list(text: str) -> tuple[float, ...]:
     return tuple(positive_number(part) for part in text.split(","))
 
 
+def count_list(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on separated by commas, for argparse."""
+    return tuple(positive(part) for part in text.split(","))
+
+
 def weight_source(args: argparse.Namespace, device: torch.device) -> WeightSource:
     """The checkpoint, or random weights of the size asked for."""
     from dataclasses import replace

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.errors import ObservationError
 from pi05_ros.ros.conversions import provenance_message, trajectory_message
+from pi05_ros.runtime.chunking import NON_FINITE
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.transforms.robot_file import Robot
@@ -16,22 +20,27 @@ from pi05_ros.transforms.robot_file import Robot
 class Commands:
     """Publishes plans and remembers the last one."""
 
-    def __init__(self, node: Node, robot: Robot) -> None:
+    def __init__(self, node: Node, robot: Robot, group: CallbackGroup) -> None:
         self._node = node
         order = [joint.name for joint in robot.joints]
-        self._controllers = [(node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10), controller.joints,
-                              [order.index(name) for name in controller.joints]) for controller in robot.controllers]
-        self._provenance = node.create_publisher(DiagnosticArray, "~/provenance", 10)
+        self._controllers = [
+            (node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10, callback_group=group),
+             controller.joints, [order.index(name) for name in controller.joints]) for controller in robot.controllers]
+        self._provenance = node.create_publisher(DiagnosticArray, "~/provenance", 10, callback_group=group)
         self.last: JointTrajectoryPlan | None = None
 
     def publish(self, plan: JointTrajectoryPlan) -> None:
+        """Raises ObservationError for numbers that are not finite: whatever made them, they stay here."""
+        if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
+            raise ObservationError("trajectory", expected="finite positions and velocities", received="NaN or infinity",
+                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
         self.last = plan  # before: if one controller cannot be reached, the others still need their hold
         for publisher, names, columns in self._controllers:
             publisher.publish(trajectory_message(plan, names, columns))
 
-    def publish_provenance(self, delivery: Delivery, published_ns: int, measured_ns: int,
+    def publish_provenance(self, delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                            plan: JointTrajectoryPlan) -> None:
-        self._provenance.publish(provenance_message(delivery, published_ns, measured_ns, plan))
+        self._provenance.publish(provenance_message(delivery, planned_ns, published_ns, measured_ns, plan))
 
     def destroy(self, timeout_s: float = 0.5) -> None:
         """Wait until reliable subscribers have the last command, so that a hold outlives this process; then end."""

@@ -7,17 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros import image_encodings
+from pi05_ros.ros.wire_images import WireCompressedImage, WireImage
 from pi05_ros.runtime.chunking import JointMeasurement
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.transforms.images import decompress
 
-ImageDecoder = Callable[[Image | CompressedImage, str], np.ndarray]  # (message, camera) -> uint8 [h, w, 3] RGB
+WireFrame = WireImage | WireCompressedImage
+ImageDecoder = Callable[[WireFrame, str], np.ndarray]  # (message, camera) -> uint8 [h, w, 3] RGB
 
 
 def stamp_ns(stamp: Time) -> int:
@@ -39,12 +42,12 @@ def image_decoder() -> tuple[ImageDecoder, str]:
         return decode_plain, "built-in encodings (cv_bridge is not installed)"
     bridge = CvBridge()
 
-    def decode(message: Image | CompressedImage, camera: str) -> np.ndarray:
-        if isinstance(message, CompressedImage) or message.encoding == "rgb8":  # for rgb8 a view is cheaper
+    def decode(message: WireFrame, camera: str) -> np.ndarray:
+        if isinstance(message, WireCompressedImage) or message.encoding == "rgb8":  # for rgb8 a view is cheaper
             return decode_plain(message, camera)
         image_encodings.check_size(message.data, message.height, message.width, message.step, 1, camera)
         try:
-            return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
+            return bridge.imgmsg_to_cv2(deserialize_message(message.cdr, Image), desired_encoding="rgb8")
         except (CvBridgeError, ValueError, RuntimeError) as error:  # OpenCV's own errors are RuntimeErrors
             raise ObservationError(f"image '{camera}'", expected="an encoding that cv_bridge converts to rgb8",
                                    received=f"'{message.encoding}': {error}", cause="encoding",
@@ -53,8 +56,8 @@ def image_decoder() -> tuple[ImageDecoder, str]:
     return decode, "cv_bridge"
 
 
-def decode_plain(message: Image | CompressedImage, camera: str) -> np.ndarray:
-    if isinstance(message, CompressedImage):
+def decode_plain(message: WireFrame, camera: str) -> np.ndarray:
+    if isinstance(message, WireCompressedImage):
         return decompress(message.data, message.format, camera)
     return image_encodings.to_rgb(message.encoding, message.data, message.height, message.width, message.step, camera)
 
@@ -112,9 +115,10 @@ def trajectory_message(plan: JointTrajectoryPlan, names: Sequence[str], columns:
     return message
 
 
-def provenance_message(delivery: Delivery, published_ns: int, measured_ns: int,
+def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                        plan: JointTrajectoryPlan) -> DiagnosticArray:
-    """What made a chunk and its trajectory, stamped like it; `measured_ns`: of the joints it was planned from."""
+    """What made a chunk and its trajectory, stamped like it. planned_ns, published_ns: when; measured_ns: stamp of the
+    joints it was planned from."""
     chunk = delivery.chunk
     values = {
         "prompt": chunk.prompt,
@@ -124,7 +128,9 @@ def provenance_message(delivery: Delivery, published_ns: int, measured_ns: int,
         "epoch": delivery.epoch,
         "guidance": "none" if chunk.guidance is None else chunk.guidance.jacobian,
         "observation_stamp_ns": chunk.stamp_ns,
+        "inputs_complete_ns": delivery.complete_ns,
         "inference_started_ns": delivery.started_ns,
+        "planned_ns": planned_ns,
         "published_ns": published_ns,
         "planned_from_stamp_ns": measured_ns,
         "points": len(plan.times_s),

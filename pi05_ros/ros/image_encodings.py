@@ -19,7 +19,7 @@ ENCODINGS = {
 }
 
 
-def to_rgb(encoding: str, data: bytes, height: int, width: int, step: int, name: str) -> np.ndarray:
+def to_rgb(encoding: str, data: bytes | memoryview, height: int, width: int, step: int, name: str) -> np.ndarray:
     """Raw rows of `step` bytes to uint8 [height, width, 3] RGB; rgb8 without padding is not copied.
 
     Raises:
@@ -36,7 +36,7 @@ def to_rgb(encoding: str, data: bytes, height: int, width: int, step: int, name:
     return pixels if order == tuple(range(pixel)) else pixels[:, :, list(order)]
 
 
-def check_size(data: bytes, height: int, width: int, step: int, pixel: int, name: str) -> None:
+def check_size(data: bytes | memoryview, height: int, width: int, step: int, pixel: int, name: str) -> None:
     if height < 1 or width < 1:
         raise ObservationError(f"image '{name}'", expected="at least 1x1 pixels", received=f"{width}x{height}",
                                way_out="Check the camera driver.", cause="image size")

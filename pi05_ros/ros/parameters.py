@@ -12,9 +12,9 @@ from rclpy.parameter import Parameter
 
 from pi05_ros.errors import ConfigError
 from pi05_ros.runtime.chunking import CommandLimits
-from pi05_ros.runtime.inference_loop import LoopSettings
 from pi05_ros.runtime.mailbox import InputLimits
 from pi05_ros.runtime.policy import MAX_DENOISING_STEPS
+from pi05_ros.runtime.trigger import LoopSettings
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ PARAMETERS = (
     ParameterSpec("prompt_format", "", "Form of the prompt, where the checkpoint cannot tell: pi05_padded_state for "
                   "lerobot 0.4, pi0 for openpi models without the state in it; empty: as checkpoint and robot say.",
                   choices=("", "pi05", "pi05_padded_state", "pi0", "pi0_joined")),
+    ParameterSpec("overlap", False, "On a GPU: vision and prefix of the next chunk while the last is denoised."),
     ParameterSpec("seed", 0, "Seed of the noise; the noise of a chunk is a function of (seed, chunk index).",
                   0, 2**31 - 1),
     ParameterSpec("absent_cameras", "", "Comma-separated cameras that this robot does not have (base, left_wrist, "
@@ -65,15 +66,22 @@ PARAMETERS = (
     ParameterSpec("compressed_images", False, "Subscribe to sensor_msgs/CompressedImage on <image topic>/compressed."),
     ParameterSpec("prompt", "", "Instruction; ~/prompt sets it too. Empty: the robot's default.", live=True),
     ParameterSpec("denoising_steps", 10, "Flow-matching steps of a chunk.", 1, MAX_DENOISING_STEPS, live=True),
-    ParameterSpec("execution_horizon", 0, "At least so many control periods [-] between the observations of two "
-                  "chunks; 0: no pause.", 0, 1000, live=True),
-    ParameterSpec("max_rate_hz", 0.0, "At most so many chunks a second [Hz]; 0: as fast as possible.", 0.0, 1000.0,
+    ParameterSpec("execution_horizon", 0, "The next chunk begins after so many actions [control periods] of the last "
+                  "one; 0: at once.", 0, 1000, live=True),
+    ParameterSpec("max_rate_hz", 0.0, "Chunks begin at this fixed rate [Hz]; 0: as fast as possible.", 0.0, 1000.0,
                   live=True),
     ParameterSpec("max_input_age_s", 0.5, "Oldest input that may be used [s].", 0.001, 60.0, live=True),
     ParameterSpec("max_skew_s", 0.1, "Farthest the stamps of one set of inputs may lie apart [s].", 0.0, 60.0,
                   live=True),
     ParameterSpec("input_timeout_s", 1.0, "Silence of a required input after which the robot is held [s].", 0.05, 60.0,
                   live=True),
+    ParameterSpec("worker_timeout_s", 5.0, "A chunk that takes longer means a stuck worker: the node deactivates [s].",
+                  0.1, 600.0, live=True),
+    ParameterSpec("on_fault", "hold", "On silent inputs and failures: bring the robot to rest at once, or publish "
+                  "nothing more, so that the running trajectory ends at rest by itself.",
+                  choices=("hold", "stop_publishing"), live=True),
+    ParameterSpec("latency_budget_s", 0.0, "A latency from observation to trajectory above this is counted and warned "
+                  "of [s]; 0: none.", 0.0, 60.0, live=True),
     ParameterSpec("max_committed_s", 1.0, "A trajectory ends at most this far ahead [s].", 0.1, 60.0, live=True),
     ParameterSpec("stop_time_s", 0.2, "Time in which the robot is brought to rest [s].", 0.01, 10.0, live=True),
     ParameterSpec("command_lead_s", 0.02, "What is commanded for so long ahead does not change: longer than a "

@@ -1,19 +1,25 @@
-"""Inputs of the node: topics to mailbox. Callbacks only store; decoding happens on the worker's thread."""
+"""Inputs of the node: topics to mailbox. Callbacks only store; decoding happens on the worker's side."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from pi05_ros.errors import ConfigError, ObservationError
-from pi05_ros.ros.conversions import ImageDecoder, JointReader, stamp_ns
+from pi05_ros.ros.conversions import ImageDecoder, JointReader, WireFrame
+from pi05_ros.ros.wire_images import read_compressed_image, read_image
 from pi05_ros.runtime.chunking import JointMeasurement
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
 from pi05_ros.schema import CAMERAS, Observation
@@ -30,32 +36,56 @@ class Subscriptions:
         compressed: to CompressedImage on `<topic>/compressed`, as image_transport names it.
         report: takes an ObservationError for a message that was refused.
         on_prompt: takes the text of ~/prompt.
+
+    `lost` counts, by topic, messages that the middleware lost on the way here.
     """
 
-    def __init__(self, node: Node, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox, reliable: bool,
-                 compressed: bool, report: Callable[[ObservationError], None],
+    def __init__(self, node: Node, group: CallbackGroup, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox,
+                 reliable: bool, compressed: bool, report: Callable[[ObservationError], None],
                  on_prompt: Callable[[str], None]) -> None:
-        self._node, self._mailbox, self._report, self._on_prompt = node, mailbox, report, on_prompt
+        self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
+        self.lost: Counter[str] = Counter()
         self._joints = JointReader([joint.name for joint in robot.joints])
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._all = []
+        self._read: Callable[[bytes], WireFrame] = read_compressed_image if compressed else read_image
+        self._all: list[Subscription] = []
         for camera in cameras:
             topic = node.resolve_topic_name(f"~/{TOPICS[camera]}") + suffix  # remap the image topic, not its variants
-            self._all.append(node.create_subscription(kind, topic, self._image_callback(camera), images))
-        self._all.append(node.create_subscription(JointState, "~/joint_states", self._on_joints,
-                                                  qos_profile_sensor_data))
-        self._all.append(node.create_subscription(String, "~/prompt", self._on_text, latched))
+            self._subscribe(kind, topic, self._image_callback(camera), images, TOPICS[camera], raw=True)
+        self._subscribe(JointState, "~/joint_states", self._on_joints, qos_profile_sensor_data, "joint_states")
+        self._subscribe(String, "~/prompt", self._on_text, latched, "prompt")
 
     def destroy(self) -> None:
         for subscription in self._all:
             self._node.destroy_subscription(subscription)
         self._all.clear()
 
-    def _image_callback(self, camera: str) -> Callable[[Image | CompressedImage], None]:
-        return lambda message: self._put(camera, message, stamp_ns(message.header.stamp))
+    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile, name: str,
+                   raw: bool = False) -> None:
+        def count(event: Any) -> None:
+            self.lost[name] += event.total_count_change
+
+        try:
+            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw, callback_group=self._group,
+                                                  event_callbacks=SubscriptionEventCallbacks(message_lost=count))
+        except UnsupportedEventTypeError as error:
+            self._node.get_logger().warning(f"{topic}: this middleware does not count lost messages ({error})")
+            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw, callback_group=self._group)
+        self._all.append(made)
+
+    def _image_callback(self, camera: str) -> Callable[[bytes], None]:
+        def store(cdr: bytes) -> None:
+            try:
+                message = self._read(cdr)
+            except ObservationError as error:
+                self._report(error)
+            else:
+                self._put(camera, message, message.stamp_ns)
+
+        return store
 
     def _on_text(self, message: String) -> None:
         self._on_prompt(message.data)
@@ -75,13 +105,21 @@ class Subscriptions:
             self._report(error)
 
 
-def assembler(decode: ImageDecoder) -> Callable[[Mapping[str, Stamped], str], Observation]:
-    """A set of messages and a prompt to an Observation stamped by its newest camera (or, without one, its joints)."""
+Assembler = Callable[[Mapping[str, Stamped], str], Observation]
+
+
+def assembler(decode: ImageDecoder, pool: Executor | None = None) -> Assembler:
+    """A set of messages and a prompt to an Observation stamped by its newest camera (or, without one, its joints).
+
+    `pool`: decodes the cameras side by side; for compressed images, where that takes milliseconds.
+    """
 
     def assemble(taken: Mapping[str, Stamped], prompt: str) -> Observation:
         state: JointMeasurement = taken[Mailbox.STATE].value
         cameras = {slot: stamped for slot, stamped in taken.items() if slot != Mailbox.STATE}
-        images = {camera: decode(stamped.value, camera) for camera, stamped in cameras.items()}
+        run = pool.map if pool is not None else map
+        decoded = run(decode, (stamped.value for stamped in cameras.values()), cameras)
+        images = dict(zip(cameras, decoded, strict=True))
         stamp = max((stamped.stamp_ns for stamped in cameras.values()), default=state.stamp_ns)
         return Observation(images, state.positions.astype(np.float32), prompt, stamp)
 

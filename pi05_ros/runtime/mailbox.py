@@ -13,10 +13,11 @@ from pi05_ros.errors import ObservationError
 
 @dataclass(frozen=True)
 class Stamped:
-    """An input and the time it was taken, ns."""
+    """An input, the time it was taken and the time it arrived, ns."""
 
     value: Any
     stamp_ns: int
+    received_ns: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Mailbox:
                 return
             if slot in self._unread and slot != self.STATE:  # the state is meant to be overwritten
                 self.dropped[slot] += 1
-            self._slots[slot] = Stamped(value, stamp_ns)
+            self._slots[slot] = Stamped(value, stamp_ns, now_ns)
             self._unread.add(slot)
             complete = self._complete()
         if complete:
@@ -82,6 +83,11 @@ class Mailbox:
     def latest(self, slot: str) -> Stamped | None:
         with self._lock:
             return self._slots.get(slot)
+
+    def ages_s(self, now_ns: int) -> dict[str, float]:
+        """How old the newest input of each slot is."""
+        with self._lock:
+            return {slot: age_s(stamped, now_ns) for slot, stamped in self._slots.items()}
 
     def clear(self) -> None:
         """Forget everything: inputs of an earlier activation, or from before the clock was set back, must not drive

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pi05_ros.backends import base
 from pi05_ros.config import Pi05Config, tiny_config
@@ -14,6 +14,10 @@ from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
 from pi05_ros.model.recipe import RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
+from pi05_ros.runtime.forward import Forward
+from pi05_ros.runtime.gpu_sensors import Sensors, gpu_sensors
+from pi05_ros.runtime.pipelined import Pipeline
+from pi05_ros.runtime.sequential import Sequential
 from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import (
     ActionChunk,
@@ -33,6 +37,20 @@ from pi05_ros.transforms.tiny_tokenizer import tiny_tokenizer
 
 MAX_DENOISING_STEPS = 50
 SIZES: dict[str, Callable[..., Pi05Config]] = {"tiny": tiny_config, "full": Pi05Config}
+
+
+@dataclass(frozen=True)
+class Request:
+    """An observation ready for the stages, and all that its chunk depends on; noise float32 [1, H, 32]."""
+
+    observation: Observation
+    inputs: ModelInputs
+    noise: np.ndarray
+    noise_given: bool
+    num_steps: int
+    seed: int
+    chunk_index: int
+    guidance: Guidance | None
 
 
 class Policy:
@@ -79,6 +97,14 @@ class Policy:
         stages = base.build(backend, source, device, dtype, conventions.resize, on_progress)
         return cls(stages, transforms, seed)
 
+    def pipeline(self, overlap: bool) -> Pipeline | Sequential:
+        """How chunks follow each other: the next one begun while the last is denoised, or one at a time."""
+        return Pipeline(self) if overlap else Sequential(self)
+
+    def sensors(self) -> Sensors:
+        """Reads the GPU's memory and temperature, for diagnostics."""
+        return gpu_sensors(self.stages.device)
+
     def summary(self) -> str:
         """One line for logs: what runs where."""
         names = set(self.stages.names.values())
@@ -101,18 +127,29 @@ class Policy:
             ObservationError: the observation is not usable, or the model answered with NaN.
             ConfigError: `num_steps` or `noise` out of range or shape.
         """
+        timer = StageTimer(self.stages.device)
+        request = self.request(timer, observation, num_steps, seed, chunk_index, noise, guidance)
+        return self.chunk(timer, request, self.sample(request.inputs, request.noise, num_steps, guidance, timer)[0])
+
+    def request(self, timer: StageTimer, observation: Observation, num_steps: int, seed: int | None = None,
+                chunk_index: int | None = None, noise: np.ndarray | None = None,
+                guidance: Guidance | None = None) -> Request:
+        """The part before the stages: arguments as in `infer`."""
         if not 1 <= num_steps <= MAX_DENOISING_STEPS:
             raise ConfigError("denoising_steps", expected=f"1 to {MAX_DENOISING_STEPS}", received=str(num_steps),
                               way_out="10 is what the checkpoints were trained to be sampled with.")
         seed = self.seed if seed is None else seed
         if chunk_index is None:
             chunk_index, self._chunk_index = self._chunk_index, self._chunk_index + 1
-        timer = StageTimer(self.stages.device)
-        with timer.stage("transform"):
+        with timer.host("transform"):
             inputs = self.transforms.encode(observation)
             x_1 = draw_noise(seed, chunk_index, self.config) if noise is None else self._checked(noise)
-        normalised = self.sample(inputs, x_1[None], num_steps, guidance, timer)[0]
-        with timer.stage("inverse"):
+        return Request(observation, inputs, x_1[None], noise is not None, num_steps, seed, chunk_index, guidance)
+
+    def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray) -> ActionChunk:
+        """The part after the stages: float32 [H, 32] to the robot's units. Raises ObservationError for NaN."""
+        observation = request.observation
+        with timer.host("inverse"):
             if not np.isfinite(normalised).all():
                 raise ObservationError("actions of the model", expected="finite numbers", received="NaN or infinity",
                                        way_out="Check the checkpoint and the inputs; use dtype float32 to compare.",
@@ -120,30 +157,17 @@ class Policy:
             actions = self.transforms.decode(normalised, observation.state)
         return ActionChunk(
             actions=actions, normalised=normalised, stamp_ns=observation.stamp_ns,
-            control_period_s=self.robot.control_period_s, prompt=observation.prompt, num_steps=num_steps, seed=seed,
-            chunk_index=chunk_index, noise_given=noise is not None, stage_times_ms=timer.milliseconds(),
-            guidance=guidance,
+            control_period_s=self.robot.control_period_s, prompt=observation.prompt, num_steps=request.num_steps,
+            seed=request.seed, chunk_index=request.chunk_index, noise_given=request.noise_given,
+            stage_times_ms=timer.milliseconds(), guidance=request.guidance,
         )
 
     def sample(self, inputs: ModelInputs, noise: np.ndarray, num_steps: int, guidance: Guidance | None = None,
                timer: StageTimer | None = None) -> np.ndarray:
         """The four stages, batched: noise float32 [B, H, 32] to actions float32 [B, H, 32], model space."""
-        stages, device = self.stages, self.stages.device
-        inputs, timer = inputs.trimmed(), timer or StageTimer(device)
-
-        def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-        with timer.stage("images"):
-            pixels = stages.images.prepare_images(inputs.frames)
-        with timer.stage("vision"):
-            image_tokens = stages.vision.encode_images(pixels)
-        with timer.stage("prefix"):
-            cache = stages.prefix.prefill(image_tokens, put(inputs.image_mask), put(inputs.tokens),
-                                          put(inputs.token_mask))
-        with timer.stage("expert"):
-            x_0 = stages.expert.denoise(cache, put(noise), num_steps, put(inputs.state), guidance)
-        return x_0.cpu().numpy()
+        timer = timer or StageTimer(self.stages.device)
+        forward = Forward(self.stages, inputs, noise, num_steps, guidance, timer)
+        return forward.expert(forward.prefix(forward.vision())).cpu().numpy()
 
     def _checked(self, noise: np.ndarray) -> np.ndarray:
         expected = (self.config.action_horizon, self.config.action_dim)

@@ -55,7 +55,7 @@ def resize_with_pad(frame: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def decompress(data: bytes, encoding: str, name: str) -> np.ndarray:
+def decompress(data: bytes | memoryview, encoding: str, name: str) -> np.ndarray:
     """JPEG, PNG and what else Pillow reads, to uint8 [h, w, 3] RGB. Raises ObservationError."""
     try:
         with Image.open(io.BytesIO(data)) as picture:

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 from robot_stand_in import PATIENCE_S
 
+from pi05_ros.runtime.sequential import Sequential
 from pi05_ros.schema import ActionChunk
 
 
@@ -19,6 +20,12 @@ class FakePolicy:
 
     def summary(self):
         return "fake"
+
+    def pipeline(self, overlap):
+        return Sequential(self)
+
+    def sensors(self):
+        return lambda: {"gpu_temperature_c": 40}
 
     def infer(self, observation, num_steps, *, chunk_index):
         self.seen.append(observation)

@@ -7,11 +7,20 @@ import types
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros import conversions
 from pi05_ros.ros.image_encodings import ENCODINGS, to_rgb
+from pi05_ros.ros.wire_images import read_compressed_image, read_image
+
+
+def wire(message):
+    """As a subscription with raw=True hands it over."""
+    cdr = serialize_message(message)
+    return read_image(cdr) if isinstance(message, Image) else read_compressed_image(cdr)
+
 
 FRAME = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -53,13 +62,13 @@ def test_compressed_images_are_decoded(kind):
     buffer = io.BytesIO()
     Picture.fromarray(np.full((8, 8, 3), (200, 100, 50), np.uint8)).save(buffer, kind)
     decode, _ = conversions.image_decoder()
-    found = decode(CompressedImage(format=kind.lower(), data=buffer.getvalue()), "cam")
+    found = decode(wire(CompressedImage(format=kind.lower(), data=buffer.getvalue())), "cam")
     np.testing.assert_allclose(found, np.full((8, 8, 3), (200, 100, 50)), atol=3)
 
 
 def test_a_damaged_compressed_image_is_refused():
     with pytest.raises(ObservationError, match="JPEG or PNG"):
-        conversions.decode_plain(CompressedImage(format="jpeg", data=b"\xff\xd8nothing"), "cam")
+        conversions.decode_plain(wire(CompressedImage(format="jpeg", data=b"\xff\xd8nothing")), "cam")
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def cv_bridge(monkeypatch):
 
     class CvBridge:
         def imgmsg_to_cv2(self, message, desired_encoding):
-            assert desired_encoding == "rgb8"
+            assert desired_encoding == "rgb8" and isinstance(message, Image)
             if message.encoding != "yuv422":
                 raise CvBridgeError("unknown")
             return FRAME
@@ -85,15 +94,15 @@ def test_cv_bridge_converts_where_it_is_installed(cv_bridge):
     decode, name = conversions.image_decoder()
     assert name == "cv_bridge"
     message = Image(encoding="yuv422", height=5, width=7, step=14, data=bytes(70))
-    np.testing.assert_array_equal(decode(message, "cam"), FRAME)
+    np.testing.assert_array_equal(decode(wire(message), "cam"), FRAME)
     plain = Image(encoding="rgb8", height=5, width=7, step=21, data=FRAME.tobytes())
-    np.testing.assert_array_equal(decode(plain, "cam"), FRAME)
+    np.testing.assert_array_equal(decode(wire(plain), "cam"), FRAME)
 
 
 def test_an_encoding_that_cv_bridge_does_not_know_is_refused(cv_bridge):
     decode, _ = conversions.image_decoder()
     with pytest.raises(ObservationError, match="cv_bridge converts"):
-        decode(Image(encoding="odd", height=5, width=7, step=14, data=bytes(70)), "cam")
+        decode(wire(Image(encoding="odd", height=5, width=7, step=14, data=bytes(70))), "cam")
 
 
 def test_every_encoding_of_the_table_is_eight_bit_colour():

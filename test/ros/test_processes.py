@@ -72,12 +72,15 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
         assert (made["denoising_steps"], made["seed"], made["epoch"]) == ("2", "0", "1")
         assert int(made["chunk_index"]) >= n  # above it where a slow machine made a chunk too late to be published
         assert made["prompt"] == robot.robot.default_prompt
+        times = [int(made[key]) for key in ("observation_stamp_ns", "inputs_complete_ns", "inference_started_ns",
+                                            "planned_ns", "published_ns")]
+        assert times == sorted(times)
         # Made again here from what the provenance says: the same chunk, hence the same trajectory.
         seen = {c: f for c, f in zip(CAMERAS, robot.frames, strict=True) if c in consumed}
         observation = Observation(seen, robot.positions.astype(np.float32), made["prompt"], stamp)
         chunk = policy.infer(observation, 2, seed=int(made["seed"]), chunk_index=int(made["chunk_index"]))
         measured = JointMeasurement(int(made["planned_from_stamp_ns"]), robot.positions)
-        running = plan = plan_chunk(chunk, limits, measured, int(made["published_ns"]), CommandLimits(), running)
+        running = plan = plan_chunk(chunk, limits, measured, int(made["planned_ns"]), CommandLimits(), running)
         assert message.joint_names == robot.names and len(message.points) == len(plan.times_s)
         np.testing.assert_allclose([p.positions for p in message.points], plan.positions, atol=1e-5)
         np.testing.assert_allclose([p.velocities for p in message.points], plan.velocities, atol=1e-3)

@@ -153,3 +153,14 @@ def test_every_mode_documents_its_json(mode, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["benchmark", mode, "--help"])
     assert stop.value.code == 0 and "\nJSON: " in capsys.readouterr().out
+
+
+def test_pipeline_compares_both_ways_draws_and_has_gates(pi05, tmp_path):
+    small = ["--device", "cpu", "--cameras", "1", "--tokens", "9", "--chunks", "3"]
+    trace, picture = tmp_path / "trace.json", tmp_path / "chunks.png"
+    code, report = pi05("pipeline", *small, "--steps", "1,2", "--trace", str(trace), "--picture", str(picture))
+    assert code == 0 and [row["steps"] for row in report["rows"]] == [1, 2]
+    assert all(row["identical"] and row["pipelined"]["period_ms"] > 0 for row in report["rows"])
+    assert json.loads(trace.read_text())["traceEvents"] and picture.read_bytes().startswith(b"\x89PNG")
+    code, report = pi05("pipeline", *small, "--steps", "1", "--max-period-ms", "0.001", "--max-latency-ratio", "1000")
+    assert code == 1 and failed(report) == {"1 steps: period, ms"}

@@ -5,7 +5,9 @@ import pytest
 
 from pi05_ros.backends import base
 from pi05_ros.errors import BackendError, ConfigError, ObservationError
+from pi05_ros.runtime.pipelined import Pipeline
 from pi05_ros.runtime.policy import Policy, draw_noise
+from pi05_ros.runtime.sequential import Sequential
 from pi05_ros.schema import CAMERAS, Guidance, Observation
 
 
@@ -59,6 +61,11 @@ def test_guidance_pulls_the_first_actions_towards_the_previous_chunk(policy):
     free = policy.infer(observation(), 10, chunk_index=0).normalised
     guided = policy.infer(observation(), 10, chunk_index=0, guidance=Guidance(previous, 5, 40)).normalised
     assert np.abs(guided[:5]).mean() < 0.5 * np.abs(free[:5]).mean()
+
+
+def test_chunks_follow_each_other_in_overlap_or_one_by_one(policy):
+    assert isinstance(policy.pipeline(True), Pipeline) and isinstance(policy.pipeline(False), Sequential)
+    assert policy.sensors()() == {}  # on a CPU
 
 
 @pytest.mark.parametrize("steps", [0, 51])

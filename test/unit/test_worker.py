@@ -3,14 +3,15 @@
 import queue
 import threading
 from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pi05_ros.errors import ObservationError, WorkerError
-from pi05_ros.runtime.inference_loop import InferenceLoop, LoopSettings
+from pi05_ros.runtime.inference_loop import InferenceLoop
 from pi05_ros.runtime.mailbox import Mailbox
+from pi05_ros.runtime.sequential import Sequential
+from pi05_ros.runtime.trigger import LoopSettings
 from pi05_ros.runtime.worker import Worker
 from pi05_ros.schema import ActionChunk, Observation
 
@@ -21,7 +22,6 @@ class ScriptedPolicy:
     """Answers when released; remembers what it was asked."""
 
     def __init__(self):
-        self.robot = SimpleNamespace(control_period_s=0.1)
         self.asked, self.entered, self.release = [], threading.Semaphore(0), threading.Semaphore(0)
         self.error = None
 
@@ -43,8 +43,8 @@ class Bench:
         self._out: queue.Queue = queue.Queue()
         self.worker = Worker()
         self.mailbox = Mailbox(("cam",), on_complete=self.worker.wake)
-        self.loop = InferenceLoop(self.policy, self.mailbox, self.assemble, lambda: self.settings, lambda: self.now,
-                                  self._out.put, self._out.put)
+        self.loop = InferenceLoop(Sequential(self.policy), 0.1, self.mailbox, self.assemble, lambda: self.settings,
+                                  lambda: self.now, self._out.put, self._out.put)
         self.worker.repeat(self.loop.due, self.loop.step)
 
     def assemble(self, taken, prompt):
@@ -166,33 +166,6 @@ def test_a_broken_policy_closes_the_gate_and_says_why(bench):
     assert "out of memory" in str(error) and "Traceback" in error.__notes__[0]
     bench.send(1_001)
     assert bench.loop.due() is None and bench.worker.alive
-
-
-@pytest.mark.parametrize(("settings", "pause"), [
-    (LoopSettings(), 0.0), (LoopSettings(execution_horizon=5), 0.5), (LoopSettings(max_rate_hz=4.0), 0.25),
-    (LoopSettings(execution_horizon=5, max_rate_hz=4.0), 0.5),
-])
-def test_horizon_and_rate_set_the_pause_between_two_starts(settings, pause):
-    policy, now = ScriptedPolicy(), [1_000]
-    mailbox = Mailbox(("cam",))
-    assemble = lambda taken, prompt: Observation({}, np.zeros(2), prompt, taken["cam"].stamp_ns)  # noqa: E731
-    loop = InferenceLoop(policy, mailbox, assemble, lambda: settings, lambda: now[0], lambda delivery: None,
-                         lambda failure: None)
-    loop.open(1)
-
-    def send():
-        mailbox.put("state", 0, now[0], now[0])
-        mailbox.put("cam", 0, now[0], now[0])
-
-    send()
-    assert loop.due() == 0.0
-    policy.release.release()
-    loop.step()
-    assert loop.due() is None  # no new set yet
-    send()
-    assert loop.due() == pytest.approx(pause)
-    now[0] += int(pause * 1e9)
-    assert loop.due() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_clock_set_back_does_not_stop_the_loop(bench):

@@ -43,16 +43,16 @@ def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
     geometry = (e.width, e.mlp_dim, e.num_heads, e.num_kv_heads, e.head_dim, config.action_dim)
     keys = config.prefix_len + config.action_horizon
     if geometry != (1024, 4096, 8, 1, 256, 32) or padded_tokens(config) > MOST_TOKENS or keys > MOST_KEYS:
-        raise BackendError("PI05_EXPERT=persistent", expected=f"pi0.5's expert, at most {MOST_TOKENS} action tokens and "
-                           f"{MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
+        raise BackendError("PI05_EXPERT=persistent", expected=f"pi0.5's expert, at most {MOST_TOKENS} action tokens "
+                           f"and {MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
                            way_out="Leave PI05_EXPERT out: the portable kernels run this model.")
     clusters = 0
     if gpu.major in (9, 10) and getattr(gpu, "shared_memory_per_block_optin") >= SHARED_BYTES:  # noqa: B009  (no stub)
         probe = Program("probe", {}, device).kernel("probe", SHARED_BYTES)
         clusters = min(MOST_CLUSTERS, probe.max_clusters((MOST_CLUSTERS * CLUSTER,), THREADS, CLUSTER))
     if clusters < FEWEST_CLUSTERS:
-        raise BackendError("PI05_EXPERT=persistent", expected=f"a GPU that runs {FEWEST_CLUSTERS} clusters of {CLUSTER} "
-                           f"blocks with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
+        raise BackendError("PI05_EXPERT=persistent", expected=f"a GPU that runs {FEWEST_CLUSTERS} clusters of "
+                           f"{CLUSTER} blocks with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
                            received=f"{gpu.name}, {clusters} of them",
                            way_out="Leave PI05_EXPERT out: the portable kernels run on this GPU.")
     program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "KEY_ROWS": keys,

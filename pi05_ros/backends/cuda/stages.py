@@ -34,6 +34,8 @@ from pi05_ros.schema import Guidance
 class CudaStages:
     """Stages as in backends/base.py; batch 1, bfloat16."""
 
+    overlaps = False  # `denoise` works on the keys and values that `prefill` returns
+
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
                  resize: str, expert: Persistent | None = None) -> None:
         self.config, self.weights, self.buffers, self.device = config, weights, buffers, device

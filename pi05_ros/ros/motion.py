@@ -1,0 +1,71 @@
+"""What the robot is told: chunks as trajectories, and holds. Runs on the executor's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pi05_ros.errors import ObservationError
+from pi05_ros.ros import parameters
+from pi05_ros.ros.commands import Commands
+from pi05_ros.runtime.chunking import JointLimits, JointMeasurement, plan_chunk, plan_hold
+from pi05_ros.runtime.inference_loop import Delivery
+from pi05_ros.runtime.mailbox import Mailbox, age_s
+
+
+class Motion:
+    """Args: now_ns: the robot's clock; values: the node's parameters in force; log: takes a line."""
+
+    def __init__(self, limits: JointLimits, mailbox: Mailbox, commands: Commands, now_ns: Callable[[], int],
+                 values: Callable[[], Mapping[str, Any]], log: Callable[[str], object]) -> None:
+        self._limits, self._mailbox, self._commands = limits, mailbox, commands
+        self._now_ns, self._values, self._log = now_ns, values, log
+        self.held = False
+        self.deadline_misses = 0  # trajectories that came after the robot had begun to brake for want of them
+
+    def publish(self, delivery: Delivery) -> int:
+        """A chunk as the trajectory to execute from now on; gives when it was published, ns.
+
+        Raises:
+            ObservationError: inputs that fell silent meanwhile, or a chunk that cannot be executed.
+        """
+        now_ns = self._now_ns()
+        causes = self._mailbox.missing(now_ns, self._values()["input_timeout_s"])
+        measured = self.measured(now_ns)
+        if measured is None or causes:
+            raise ObservationError("chunk", expected="inputs that still arrive when it is published",
+                                   received=", ".join(f"{slot}: {why}" for slot, why in causes.items()) or "old joints",
+                                   way_out="Check the inputs named.", cause="silent at publication")
+        command, running = parameters.command_limits(dict(self._values())), self._commands.last
+        plan = plan_chunk(delivery.chunk, self._limits, measured, now_ns, command, running)
+        self._commands.publish(plan)
+        published_ns = self._now_ns()
+        self._commands.publish_provenance(delivery, now_ns, published_ns, measured.stamp_ns, plan)
+        if running is not None and not self.held and now_ns > running.end_ns - command.stop_time_s * 1e9:
+            self.deadline_misses += 1
+        self.held = False
+        return published_ns
+
+    def hold(self, why: str) -> None:
+        """Bring the robot to rest where it is. Nothing is published if nothing that we commanded is still running."""
+        self.held = True
+        now_ns, running = self._now_ns(), self._commands.last
+        if running is None or running.end_ns <= now_ns:
+            return
+        self._commands.publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
+                                         self._values()["stop_time_s"]))
+        self._log(f"hold: {why}")
+
+    def on_fault(self, why: str) -> None:
+        """What the parameter `on_fault` says: hold, or say nothing more and let the running trajectory end at rest."""
+        if self._values()["on_fault"] == "hold":
+            self.hold(why)
+        elif not self.held:
+            self.held = True
+            self._log(f"nothing more is published: {why}")
+
+    def measured(self, now_ns: int) -> JointMeasurement | None:
+        """The joints as measured last, unless that was too long ago."""
+        latest = self._mailbox.latest(Mailbox.STATE)
+        fresh = latest is not None and age_s(latest, now_ns) <= self._values()["max_input_age_s"]
+        return latest.value if latest is not None and fresh else None
