@@ -47,7 +47,8 @@ def test_frames_that_nobody_counted_are_found(sent, missing):
 
 
 def test_gates_are_on_uncounted_frames_and_the_overhead():
-    runs = [EndToEnd(Load(30.0, 1.0, cameras=("base_image",)), parts_of([chunk()] * 10), {"base_image": 13}, {}, {}, {})]
+    load = Load(30.0, 1.0, cameras=("base_image",))
+    runs = [EndToEnd(load, parts_of([chunk()] * 10), {"base_image": 13}, {}, {}, {})]
     gates = {gate.name: gate for gate in end_to_end.findings(runs, most_p50_ms=8.0, most_p99_ms=7.0).gates}
     assert [gate.ok for gate in gates.values()] == [False, True, False]
     assert gates["30 Hz: frames uncounted"].value == 2 and gates["30 Hz: overhead p99, ms"].value == pytest.approx(7.5)
