@@ -28,7 +28,7 @@ from pi05_ros.benchmark.timeline import Recorder, Span, last_chunks, write_pictu
 from pi05_ros.benchmark.workload import NOTHING, Workload
 from pi05_ros.runtime.inference_loop import Delivery, InferenceLoop
 from pi05_ros.runtime.mailbox import InputLimits, Mailbox, Stamped
-from pi05_ros.runtime.pipelined import SPLIT, Boundary, Pipeline
+from pi05_ros.runtime.pipelined import SPLIT, Boundary, Pipeline, check_overlap
 from pi05_ros.runtime.sequential import ChunkPipeline, Sequential
 from pi05_ros.runtime.trigger import LoopSettings
 from pi05_ros.runtime.worker import Worker
@@ -139,6 +139,7 @@ def measure(stages: StageSet, cameras: int, tokens: int, step_counts: Iterable[i
             on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Row]:
     """A row for each number of steps: `chunks` chunks one after the other, then as many in overlap."""
     workload, rows, counts = Workload(stages, cameras, tokens, seed, frame), [], list(step_counts)
+    check_overlap(workload, boundary)
     for done, steps in enumerate(counts):
         sequential = run_chunks(partial(Sequential, workload), steps, chunks + WARM_UP)
         pipelined = run_chunks(partial(Pipeline, workload, boundary), steps, chunks + WARM_UP)

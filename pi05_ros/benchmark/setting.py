@@ -105,7 +105,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_properties(device)
         found.update(device=gpu.name, device_memory_gb=round(gpu.total_memory / 1e9, 1),
                      multiprocessors=gpu.multi_processor_count, capability=f"{gpu.major}.{gpu.minor}")
-    return {**found, "pi05_ros": __version__, "torch": torch.__version__, "cuda": torch.version.cuda,
+    choices = {name: os.environ[name] for name in ("PI05_EXPERT", "PI05_TUNE") if name in os.environ}
+    return {**found, **choices, "pi05_ros": __version__, "torch": torch.__version__, "cuda": torch.version.cuda,
             "triton": _version("triton"), "python": platform.python_version(), "numpy": np.__version__}
 
 

@@ -11,7 +11,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros.conversions import provenance_message, trajectory_message
-from pi05_ros.runtime.chunking import NON_FINITE
+from pi05_ros.runtime.chunking import NON_FINITE, JointLimits
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.transforms.robot_file import Robot
@@ -20,8 +20,8 @@ from pi05_ros.transforms.robot_file import Robot
 class Commands:
     """Publishes plans and remembers the last one."""
 
-    def __init__(self, node: Node, robot: Robot, group: CallbackGroup) -> None:
-        self._node = node
+    def __init__(self, node: Node, robot: Robot, limits: JointLimits, group: CallbackGroup) -> None:
+        self._node, self._limits = node, limits
         order = [joint.name for joint in robot.joints]
         self._controllers = [
             (node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10, callback_group=group),
@@ -30,13 +30,27 @@ class Commands:
         self.last: JointTrajectoryPlan | None = None
 
     def publish(self, plan: JointTrajectoryPlan) -> None:
-        """Raises ObservationError for numbers that are not finite: whatever made them, they stay here."""
+        """To every controller, also where one cannot be reached: its error is raised when the others have theirs.
+
+        Raises:
+            ObservationError: numbers that are not finite, or positions far outside the limits: whatever made them, they
+                stay here.
+        """
         if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
             raise ObservationError("trajectory", expected="finite positions and velocities", received="NaN or infinity",
                                    way_out="Report this: it should have been found before.", cause=NON_FINITE)
-        self.last = plan  # before: if one controller cannot be reached, the others still need their hold
+        if not self._limits.plausible(plan.positions).all():
+            raise ObservationError("trajectory", expected="positions inside the joints' limits, or on the way back to "
+                                   "them", received=f"{plan.positions.min():.6g} to {plan.positions.max():.6g}",
+                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
+        self.last, failed = plan, None  # the last one even if a controller cannot be reached: the others run it
         for publisher, names, columns in self._controllers:
-            publisher.publish(trajectory_message(plan, names, columns))
+            try:
+                publisher.publish(trajectory_message(plan, names, columns))
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def publish_provenance(self, delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                            plan: JointTrajectoryPlan) -> None:

@@ -14,7 +14,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros import image_encodings
 from pi05_ros.ros.wire_images import WireCompressedImage, WireImage
-from pi05_ros.runtime.chunking import JointMeasurement
+from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.transforms.images import decompress
@@ -65,8 +65,8 @@ def decode_plain(message: WireFrame, camera: str) -> np.ndarray:
 class JointReader:
     """JointState to the robot's joints by name; the message's order and its other joints do not matter."""
 
-    def __init__(self, joints: Sequence[str]) -> None:
-        self._joints = tuple(joints)
+    def __init__(self, joints: Sequence[str], limits: JointLimits) -> None:
+        self._joints, self._limits = tuple(joints), limits
         self._names: Sequence[str] = ()
         self._index: list[int] = []
 
@@ -74,7 +74,7 @@ class JointReader:
         """Positions alone: drivers often give no velocity, or NaN, for a gripper.
 
         Raises:
-            ObservationError: a missing joint, a wrong length, NaN or infinity.
+            ObservationError: a missing joint, a wrong length, NaN or infinity, far outside the limits.
         """
         if message.name != self._names:
             self._remember(message.name)
@@ -99,6 +99,12 @@ class JointReader:
             raise ObservationError("joint_states.position", expected="finite numbers", cause="non-finite joint",
                                    received="NaN or infinity at " + ", ".join(bad),
                                    way_out="Check the robot's driver; nothing is commanded meanwhile.")
+        if not (plausible := self._limits.plausible(picked)).all():
+            far = [f"{joint} {value:.6g}" for joint, value, ok in zip(self._joints, picked, plausible, strict=True)
+                   if not ok]
+            raise ObservationError("joint_states.position", cause="implausible joint", received=", ".join(far),
+                                   expected="positions in the robot file's limits, or a quarter of the range beyond",
+                                   way_out="Check the robot's driver and its units, or the limits in the robot file.")
         return picked
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pi05_ros.errors import ObservationError
@@ -11,6 +12,8 @@ from pi05_ros.ros.commands import Commands
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement, plan_chunk, plan_hold
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.mailbox import Mailbox, age_s
+
+CLOCK_CORRECTION_S = 1.0  # a larger step back is a simulation that began anew
 
 
 class Motion:
@@ -21,6 +24,7 @@ class Motion:
         self._limits, self._mailbox, self._commands = limits, mailbox, commands
         self._now_ns, self._values, self._log = now_ns, values, log
         self.held = False
+        self._at_rest = True  # what was commanded last is a hold, or nothing
         self.deadline_misses = 0  # trajectories that came after the robot had begun to brake for want of them
 
     def publish(self, delivery: Delivery) -> int:
@@ -41,20 +45,29 @@ class Motion:
         self._commands.publish(plan)
         published_ns = self._now_ns()
         self._commands.publish_provenance(delivery, now_ns, published_ns, measured.stamp_ns, plan)
-        if running is not None and not self.held and now_ns > running.end_ns - command.stop_time_s * 1e9:
+        if running is not None and not self._at_rest and now_ns > running.end_ns - command.stop_time_s * 1e9:
             self.deadline_misses += 1
-        self.held = False
+        self.held = self._at_rest = False
         return published_ns
 
     def hold(self, why: str) -> None:
         """Bring the robot to rest where it is. Nothing is published if nothing that we commanded is still running."""
-        self.held = True
         now_ns, running = self._now_ns(), self._commands.last
-        if running is None or running.end_ns <= now_ns:
-            return
-        self._commands.publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
-                                         self._values()["stop_time_s"]))
-        self._log(f"hold: {why}")
+        if running is not None and running.end_ns > now_ns:
+            self._commands.publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
+                                             self._values()["stop_time_s"]))
+            self._log(f"hold: {why}")
+        self.held = self._at_rest = True  # after: a hold that could not be published is tried again
+
+    def clock_set_back(self, before_ns: int, now_ns: int) -> None:
+        """The running trajectory's times mean nothing any more: nothing may join it. After a correction of the clock
+        the robot is held where it was in the old time; a simulation that began anew has put it elsewhere."""
+        running = self._commands.last
+        if running is not None and before_ns - now_ns < CLOCK_CORRECTION_S * 1e9:
+            self._commands.last = replace(running, stamp_ns=running.stamp_ns + now_ns - before_ns)
+            self.hold("the clock was set back")
+        self._commands.last = None
+        self._at_rest = True
 
     def on_fault(self, why: str) -> None:
         """What the parameter `on_fault` says: hold, or say nothing more and let the running trajectory end at rest."""

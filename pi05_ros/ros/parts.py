@@ -92,7 +92,7 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
                          hooks.hand_over, hooks.hand_over)
     undo.callback(worker.call, loop.forget_policy)
     group = MutuallyExclusiveCallbackGroup()  # of its own: the node's never forgets what was destroyed (rclpy 7.1.6)
-    commands = Commands(node, robot, group)
+    commands = Commands(node, robot, limits, group)
     undo.callback(commands.destroy)
     inputs = Subscriptions(node, group, robot, (*required, *optional), mailbox, values["reliable_images"],
                            values["compressed_images"], hooks.refuse, hooks.on_prompt)

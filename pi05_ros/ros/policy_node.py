@@ -129,7 +129,14 @@ class PolicyNode(SupervisedNode):
                 self._on_failure(self.parts, error)
             except Exception:  # the executor must live; what broke is in the log and the robot is held
                 self.get_logger().error(f"publishing failed:\n{traceback.format_exc()}")
-                self.parts.motion.on_fault("publishing failed")
+                self._stop_robot(self.parts, "publishing failed")
+
+    def _stop_robot(self, parts: Parts, why: str) -> None:
+        """What `on_fault` says. A controller that cannot be told is logged; the watchdog tries again."""
+        try:
+            parts.motion.on_fault(why)
+        except Exception:
+            self.get_logger().error(f"the robot could not be held ({why}):\n{traceback.format_exc()}")
 
     def _on_failure(self, parts: Parts, error: Exception) -> None:
         """Bad input is counted, and a fault if it lasts; numbers that are not finite are one at once; anything else
@@ -138,7 +145,7 @@ class PolicyNode(SupervisedNode):
             self.diagnostics.refuse(error)
             starved = self._now_ns() - self._useful_ns > self._values["input_timeout_s"] * 1e9
             if not parts.motion.held and (starved or error.cause in (NON_FINITE, "non-finite actions")):
-                parts.motion.on_fault(error.cause)
+                self._stop_robot(parts, error.cause)
             return
         notes = "\n".join(getattr(error, "__notes__", []))
         self.get_logger().error(f"inference failed: {error}\n{notes}\nThe node is deactivated; activate to try again, "
@@ -156,7 +163,7 @@ class PolicyNode(SupervisedNode):
             return
         if now_ns < self._now_seen_ns:  # the clock was set back: a simulation began anew
             self.parts.mailbox.clear()
-            self.parts.commands.last = None  # its times mean nothing now: nothing may join it
+            self.parts.motion.clock_set_back(self._now_seen_ns, now_ns)
             self._useful_ns = now_ns
         self._now_seen_ns = now_ns
         if (silence := self._worker_silence(self.parts)) is not None:
@@ -171,7 +178,7 @@ class PolicyNode(SupervisedNode):
                 received=cause, cause=f"unusable {slot}", way_out=
                 "Check the publisher, its clock and QoS, and the remapping; the robot is held meanwhile."))
         if causes and not self.parts.motion.held:
-            self.parts.motion.on_fault("inputs are silent")
+            self._stop_robot(self.parts, "inputs are silent")
 
     def _worker_silence(self, parts: Parts) -> WorkerError | None:
         if not parts.worker.alive:

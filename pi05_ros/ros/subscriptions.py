@@ -20,7 +20,7 @@ from std_msgs.msg import String
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.ros.conversions import ImageDecoder, JointReader, WireFrame
 from pi05_ros.ros.wire_images import read_compressed_image, read_image
-from pi05_ros.runtime.chunking import JointMeasurement
+from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
 from pi05_ros.schema import CAMERAS, Observation
 from pi05_ros.transforms.robot_file import Robot
@@ -45,7 +45,7 @@ class Subscriptions:
                  on_prompt: Callable[[str], None]) -> None:
         self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
-        self._joints = JointReader([joint.name for joint in robot.joints])
+        self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)

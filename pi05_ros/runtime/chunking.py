@@ -53,6 +53,12 @@ class JointLimits:
         self.velocity = np.array([j.max_velocity for j in robot.joints])
         self.integrate = np.array([j.action == "velocity" for j in robot.joints])
 
+    def plausible(self, positions: np.ndarray) -> np.ndarray:
+        """Which positions [..., J] a joint may have: inside its limits or, from where it is led back, a quarter of its
+        range beyond. What is further out is a fault of the driver."""
+        margin = 0.25 * (self.upper - self.lower)
+        return (positions >= self.lower - margin) & (positions <= self.upper + margin)
+
 
 @dataclass(frozen=True)
 class Start:

@@ -171,8 +171,9 @@ class InferenceLoop:
             index = self._chunk_index
         pending = pipeline.begin(observation, settings.denoising_steps, chunk_index=index)
         with self._gate:
-            self._chunk_index += epoch == self._epoch
-        self._trigger.begun(settings, started_ns, observation.stamp_ns)
+            if epoch == self._epoch:  # else a new activation began meanwhile, with a count and a grid of its own
+                self._chunk_index += 1
+                self._trigger.begun(settings, started_ns, observation.stamp_ns)
         begun_s = self._clock()
         self._pace.host_s = begun_s - started_s
         self._flights.append(Flight(
@@ -193,7 +194,12 @@ class InferenceLoop:
                                        f"{self._mailbox.limits.max_age_s} s old", received=f"{aged_s:.3f} s, waiting",
                                        way_out="Lower denoising_steps, or raise max_input_age_s.", cause="too old")
             return
-        pipeline.advance(flight.pending)
+        try:
+            pipeline.advance(flight.pending)
+        except ObservationError:  # once: the next observation, not this one again
+            self._flights.popleft()
+            pipeline.drop(flight.pending)
+            raise
         flight.advanced_s = self._clock()
 
     def _collect(self, flight: Flight) -> None:

@@ -54,7 +54,7 @@ class Mailbox:
         self.dropped: Counter[str] = Counter()  # inputs overwritten before anybody read them, by slot
 
     def put(self, slot: str, value: Any, stamp_ns: int, now_ns: int) -> None:
-        """Replace the slot's content; a stamp older than the one there is counted and ignored.
+        """Replace the slot's content; an older stamp, or a camera's same one again, is counted and ignored.
 
         Raises:
             ObservationError: a stamp in the future, which would keep all later inputs out.
@@ -67,6 +67,9 @@ class Mailbox:
             held = self._slots.get(slot)
             if held is not None and stamp_ns < held.stamp_ns:
                 self.dropped[f"{slot} out of order"] += 1
+                return
+            if held is not None and stamp_ns == held.stamp_ns and slot != self.STATE:  # one picture, one chunk
+                self.dropped[f"{slot} repeated"] += 1
                 return
             if slot in self._unread and slot != self.STATE:  # the state is meant to be overwritten
                 self.dropped[slot] += 1

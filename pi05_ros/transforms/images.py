@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from pi05_ros.errors import ObservationError
+
+MAX_PIXELS = 2**25  # of a compressed picture: far above any camera
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,11 @@ def resize_with_pad(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 def decompress(data: bytes | memoryview, encoding: str, name: str) -> np.ndarray:
-    """JPEG, PNG and what else Pillow reads, to uint8 [h, w, 3] RGB. Raises ObservationError."""
+    """JPEG or PNG to uint8 [h, w, 3] RGB, at most MAX_PIXELS. Raises ObservationError."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:  # others may start programs
+            if math.prod(picture.size) > MAX_PIXELS:  # a few bytes may unpack to gigabytes
+                raise ValueError(f"{picture.size} pixels, more than {MAX_PIXELS}")
             return np.asarray(picture.convert("RGB"))
     except Exception as error:  # damaged files make Pillow raise anything: OSError, SyntaxError, ValueError, ...
         raise ObservationError(f"image '{name}'", expected="a compressed picture, JPEG or PNG", cause="encoding",

@@ -113,6 +113,8 @@ def test_expert_in_one_kernel(horizon, guided, monkeypatch):
     try:
         one = build.build(["expert"], source, DEVICE, "bfloat16", "pil", None)
     except BackendError as error:
+        if "PI05_EXPERT=persistent" not in str(error):
+            raise
         pytest.skip(str(error))  # a GPU without room for the kernel
     truth = eager.build(["expert"], source, DEVICE, "float32", "pil", None)
     bar = eager.build(["expert"], source, DEVICE, "bfloat16", "pil", None)

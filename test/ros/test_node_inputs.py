@@ -60,6 +60,7 @@ BAD_INPUTS = {
     "missing joint": lambda r: r.send(joints=r.joints(name=r.names[1:], position=r.positions[1:].tolist())),
     "joint count": lambda r: r.send(joints=r.joints(position=r.positions[1:].tolist())),
     "non-finite joint": lambda r: r.send(joints=r.joints(position=[float("nan")] * 7)),
+    "implausible joint": lambda r: r.send(joints=r.joints(position=[1000.0, *r.positions[1:]])),
     "stale input": lambda r: r.send([r.image(c, age_s=0.6) for c in range(3)], r.joints(age_s=0.6)),
     "unusable left_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1, age_s=3.0), r.image(2)]),  # old
     "unusable right_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1), r.image(2, age_s=0.3)]),  # lags behind

@@ -15,6 +15,7 @@ from pi05_ros.ros.policy_node import PolicyNode
 
 
 def test_deactivation_holds_the_robot_and_nothing_of_the_old_activation_follows(active, robot):
+    robot.set_parameter("max_committed_s", 30.0)  # so that a late chunk would have time left
     robot.next_trajectory()
     active.parts.policy.gate = threading.Semaphore(0)
     while active.parts.policy.entered.acquire(blocking=False):
@@ -25,6 +26,10 @@ def test_deactivation_holds_the_robot_and_nothing_of_the_old_activation_follows(
     robot.until(lambda: len(robot.trajectories[-1].points) == 1, what="the hold")
     active.parts.policy.gate.release(1000)  # the chunk in the making comes out now
     active.parts.worker.call(lambda: None).result(PATIENCE_S)
+    handled = []
+    active.executor.create_task(lambda: handled.append(True))  # behind the one that empties the outbox
+    robot.until(lambda: handled and not active._outbox, robot.send, "the outbox to be emptied")
+    assert len(robot.trajectories[-1].points) == 1  # the hold is the last word
     assert active.trigger_activate().name == "SUCCESS"
     robot.until(lambda: provenance_of(robot.provenance[-1])["epoch"] != provenance_of(robot.provenance[0])["epoch"],
                 robot.send, "a chunk of the new activation")
@@ -39,6 +44,42 @@ def test_a_clock_set_back_forgets_inputs_and_the_trajectory_of_the_old_time(acti
     assert active.parts.mailbox.latest("state") is None and active.parts.commands.last is None
     robot.until(lambda: active.parts.commands.last is not None, robot.send, "a trajectory of the new time")
     assert active.state_label == "active"
+
+
+def test_a_corrected_clock_leaves_the_robot_held(active, robot):
+    robot.set_parameter("max_committed_s", 30.0)
+    robot.next_trajectory()
+    before = len(robot.trajectories)
+    active._now_seen_ns = robot.now_ns() + 2 * 10**8  # as if the clock had been 0.2 seconds ahead
+    active._watch()
+    assert active.parts.commands.last is None and active.parts.motion.held
+    robot.until(lambda: any(len(t.points) == 1 for t in robot.trajectories[before:]), what="the hold")
+
+
+def test_a_controller_that_cannot_be_reached_does_not_cost_the_others_their_hold(active, robot, monkeypatch):
+    robot.next_trajectory()
+    commands, (first, *_) = active.parts.commands, active.parts.commands._controllers
+
+    class Unreachable:
+        def publish(self, message):
+            raise RuntimeError("no route to the controller")
+
+    reached = len(robot.trajectories)
+    monkeypatch.setattr(commands, "_controllers", [(Unreachable(), *first[1:]), first])
+    with pytest.raises(RuntimeError, match="no route"):
+        active.parts.motion.hold("test")
+    assert not active.parts.motion.held  # it is tried again
+    robot.until(lambda: len(robot.trajectories) > reached, what="the other one's hold")
+    active.parts.motion.deadline_misses = 0
+    monkeypatch.undo()
+
+
+def test_going_on_after_a_deactivation_is_no_missed_deadline(active, robot):
+    for _ in range(2):
+        robot.next_trajectory()
+        assert active.trigger_deactivate().name == "SUCCESS" and active.trigger_activate().name == "SUCCESS"
+    robot.next_trajectory()
+    assert active.parts.motion.deadline_misses == 0
 
 
 def test_activations_are_never_numbered_twice(active, robot):

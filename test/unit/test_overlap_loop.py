@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pi05_ros.errors import ObservationError
 from pi05_ros.runtime.inference_loop import InferenceLoop
 from pi05_ros.runtime.mailbox import InputLimits, Mailbox
 from pi05_ros.runtime.trigger import LoopSettings
@@ -100,6 +101,7 @@ class Bench:
         self.run()
         self.finish(stamp)
         self.run()
+        self.now_ms += 1  # so that the next set has a stamp of its own
 
 
 @pytest.fixture
@@ -271,3 +273,28 @@ def test_how_long_a_set_waited_for_the_worker_is_known(bench):
     bench.finish(stamp)
     bench.run()
     assert bench.out[-1].started_ns - bench.out[-1].complete_ns == 100 * MS
+
+
+def test_an_observation_that_is_refused_is_not_tried_again(bench):
+    first = bench.send()
+    bench.pipeline.error["advance"] = ObservationError("actions", expected="numbers", received="NaN", way_out="None.")
+    assert bench.run() == [("begin", first), ("advance", first), ("drop", first)]
+    ((epoch, error),) = bench.out
+    bench.now_ms += 5
+    second = bench.send()
+    assert epoch == 1 and error.subject == "actions" and bench.run() == [("begin", second), ("advance", second)]
+
+
+def test_a_chunk_begun_while_a_new_activation_began_does_not_delay_its_first_one(bench):
+    bench.settings = LoopSettings(execution_horizon=100)
+    begin = bench.pipeline.begin
+
+    def begin_late(*args, **kwargs):
+        bench.pipeline.begin = begin
+        bench.loop.open(2)
+        return begin(*args, **kwargs)
+
+    bench.pipeline.begin = begin_late
+    assert ("drop", bench.send()) in bench.run()
+    bench.now_ms += 5
+    assert ("begin", bench.send()) in bench.run()

@@ -11,4 +11,4 @@ def cache_directory() -> Path:
     if ours := os.environ.get("PI05_CACHE_DIR"):
         return Path(ours)
     users = os.environ.get("XDG_CACHE_HOME")
-    return (Path(users) if users else Path.home() / ".cache") / "pi05_ros"
+    return (Path(users) if users else Path(os.path.expanduser("~")) / ".cache") / "pi05_ros"

@@ -34,10 +34,12 @@ def check_request(config: Pi05Config, stages: list[str], device: torch.device, d
     check_model(config, stages)
 
 
-def check_triton() -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise BackendError("backend 'cuda'", expected="the Python package triton", received="none installed",
-                           way_out="Install PyTorch's CUDA build, which brings it, or use backend 'eager'.")
+def check_libraries() -> None:
+    """Before anything is loaded: what compiles the kernels."""
+    for module, package in (("triton", "triton"), ("cuda", "cuda-bindings")):
+        if importlib.util.find_spec(module) is None:
+            raise BackendError("backend 'cuda'", expected=f"the Python package {package}", received="none installed",
+                               way_out="Install PyTorch's CUDA build, which brings it, or use backend 'eager'.")
 
 
 def check_model(config: Pi05Config, stages: list[str]) -> None:

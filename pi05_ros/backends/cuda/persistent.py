@@ -47,7 +47,7 @@ def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
                            f"and {MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
                            way_out="Leave PI05_EXPERT out: the portable kernels run this model.")
     clusters = 0
-    if gpu.major in (9, 10) and getattr(gpu, "shared_memory_per_block_optin") >= SHARED_BYTES:  # noqa: B009  (no stub)
+    if gpu.major == 9 and getattr(gpu, "shared_memory_per_block_optin") >= SHARED_BYTES:  # noqa: B009  (no stub)
         probe = Program("probe", {}, device).kernel("probe", SHARED_BYTES)
         clusters = min(MOST_CLUSTERS, probe.max_clusters((MOST_CLUSTERS * CLUSTER,), THREADS, CLUSTER))
     if clusters < FEWEST_CLUSTERS:

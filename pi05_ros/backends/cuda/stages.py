@@ -39,7 +39,7 @@ class CudaStages:
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
                  resize: str, expert: Persistent | None = None) -> None:
         self.config, self.weights, self.buffers, self.device = config, weights, buffers, device
-        self.tilings, self._persistent = tilings, expert  # the expert as one kernel, where it fits
+        self.tilings, self._persistent = tilings, expert  # the expert as one kernel, where asked for
         self._frames = FramePreparation(buffers.pixels, resize)
         self._num_steps = 0  # whose tables the buffers hold
         self._graphs: dict[str, StageGraphs] = {}

@@ -1,7 +1,7 @@
 // The action expert's whole denoising loop in one kernel: every step, every layer, blocks that stay.
 //
-// One launch instead of 92 a step. Blocks meet at a barrier of the whole grid five times a layer; the weights of the next
-// product are on their way into registers before the barrier, so that memory does not wait for it. Clusters of 8 blocks
+// One launch instead of 110 a step. Blocks meet at a barrier of the whole grid five times a layer; the weights of the next
+// product are on their way into a ring in shared memory before the barrier, so that memory does not wait for it. Clusters of 8 blocks
 // share activations (one load, eight copies), and add their parts of k and of the keys through each other's shared memory.
 // The residual, float32, never leaves the registers of the block that owns it.
 //

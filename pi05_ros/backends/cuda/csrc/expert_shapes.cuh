@@ -1,5 +1,5 @@
 // Sizes of the persistent expert, and how its blocks share the work.
-// Given at compile time: HORIZON, DEPTH, KEY_ROWS, and CLUSTERS, as many of 8 blocks as the GPU runs at once (14 to 16).
+// Given at compile time: HORIZON, DEPTH, KEY_ROWS, and CLUSTERS, as many of 8 blocks as the GPU runs at once (15 or 16).
 #pragma once
 #include "mma.cuh"
 

@@ -4,7 +4,7 @@
 // A block takes 16 WARPS queries of one head of one image. All keys and values of the head come into shared memory at
 // once, in chunks that the first products do not wait for; a warp keeps its 16 rows of logits whole in registers, so
 // the softmax needs no second pass. D need not be a power of two: the last 8 columns are a product of their own.
-// Defines: PATCHES (a multiple of 64, at most 256), HEADS, D (a multiple of 8), WARPS. From sm_80 on.
+// Defines: PATCHES (a multiple of 64, at most 256), HEADS, D (a multiple of 8), WARPS, SHARED_BYTES. From sm_80 on.
 typedef unsigned u32;
 typedef unsigned short bf16;
 

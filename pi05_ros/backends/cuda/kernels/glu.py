@@ -1,6 +1,6 @@
 """The gated linear unit of the prefix: gelu_tanh(gate) * up, out of the merged product [rows, 2F] to [rows, F].
 
-Floor: bytes, 95 MB at 968 rows (22 us): a product with this as its epilogue would save most of it. Checked against
+The portable twin of gated_product.py's Hopper kernel. Floor: bytes, 95 MB at 968 rows (22 us). Checked against
 torch in float32. gelu_tanh(x) = x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), the same number with one exponential.
 """
 
