@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pi05_ros.cli.options import positive, positive_number
 from pi05_ros.cli.report import Report, console, progress, table
+from pi05_ros.train.presets import PRESETS, TrainSettings
 
 HELP = "train a small pi0.5 on recorded episodes"
-CONFIGS = ("smallest", "small")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="directory of the checkpoint and of the run's state")
     parser.add_argument("--robot", metavar="NAME", help="robot name or YAML file (default: as the data set says)")
-    parser.add_argument("--config", choices=CONFIGS, default="small", help="size of the model (default: small)")
+    parser.add_argument("--config", choices=tuple(PRESETS), default="small", help="size of the model (default: small)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
                         help="of the checkpoint's numbers (default: bfloat16)")
@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> Report:
     begun = time.monotonic()
     from pi05_ros.backends.base import check_device
     from pi05_ros.train.dataset import read_index
-    from pi05_ros.train.presets import TrainSettings
     from pi05_ros.train.run import prepare, train
     from pi05_ros.transforms.robot_loader import load_robot
 
