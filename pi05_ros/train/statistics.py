@@ -20,25 +20,22 @@ LEAST_SPAN = 0.02  # in the numbers of the model before normalisation
 def dataset_stats(episodes: Iterable[Episode], robot: Robot, horizon: int) -> NormStats:
     """Statistics after the robot's own steps and differences, before normalisation.
 
-    Of the states of all control steps, and of the actions of the chunks of all frames.
+    Of the states of all frames, and of the actions of their chunks.
 
     Raises:
         ConfigError: no episode, or one whose state or actions are not as wide as the robot's.
     """
-    steps = ordered_steps(robot, Conventions(state_norm="identity", action_norm="identity"), None, ACTION_DIM)
+    *steps, _ = ordered_steps(robot, Conventions(state_norm="identity", action_norm="identity"), None, ACTION_DIM)
     states, actions = [], []
     for episode in episodes:
         check_robot(episode, robot)
         assert episode.frame_steps is not None
-        for state in episode.state.astype(np.float64):
-            for step in steps:
-                state = step.encode_state(state)
-            states.append(state[: robot.state_dim])
         for control_step in episode.frame_steps:
             chunk, state = action_chunk(episode, control_step, horizon), episode.state[control_step].astype(np.float64)
             for step in steps:
                 chunk, state = step.apply(chunk, state), step.encode_state(state)
-            actions.append(chunk[:, : robot.action_dim].astype(np.float32))
+            states.append(state)
+            actions.append(chunk.astype(np.float32))
     if not states:
         raise ConfigError("episodes", expected="at least one", received="none", way_out="Record some.")
     return NormStats(state=field_stats(np.stack(states)), actions=field_stats(np.concatenate(actions)))
