@@ -36,7 +36,7 @@ ALLOWED = {
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call
     "sim": f"{BELOW} {ROS} mujoco",
     "bag": f"{BELOW} {ROS} rosbags mcap mcap_ros2",
-    "train": BELOW,
+    "train": f"{BELOW} sentencepiece",
     "benchmark": BELOW,
     "benchmark.end_to_end": f"{BELOW} benchmark {ROS}",
     "quantize": f"{BELOW} modelopt",

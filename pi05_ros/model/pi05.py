@@ -92,7 +92,7 @@ class Pi05(nn.Module):
         return flow.integrate(flow.guided(velocity, guidance) if guidance else velocity, noise, num_steps)
 
     def velocity(self, cache: PrefixCache, x_t: Tensor, t: Tensor, state: Tensor | None = None) -> Tensor:
-        """v_t, float32 [B, H, A], at flow time t (a scalar, or [B, H] for one time a token)."""
+        """v_t, float32 [B, H, A], at flow time t: a scalar, [B, 1], or [B, H] for one time a token."""
         suffix, cond, block_starts = self.embed_suffix(x_t, t, state)
         out = self.run_expert(cache, suffix, cond, block_starts)
         return self.action_out_proj(out[:, -x_t.shape[1]:].float())
@@ -101,7 +101,7 @@ class Pi05(nn.Module):
         """Suffix tokens [B, S, E], the adaRMS condition [B, 1 or H, E] (None for pi0), block flags bool [S]."""
         width, (batch, horizon) = self.config.expert.width, x_t.shape[:2]
         actions = self.action_in_proj(x_t)
-        time = time_embedding(t, width).expand(batch, 1 if t.ndim == 0 else horizon, width)
+        time = time_embedding(t, width).expand(batch, 1 if t.ndim == 0 else t.shape[1], width)
         first = torch.arange(horizon, device=x_t.device) == 0
         if self.config.kind == "pi05":
             return actions, F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time)))), first

@@ -1,0 +1,169 @@
+"""From a data set to a checkpoint, or a piece of the way: what `pi05 train` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pi05_ros.errors import ConfigError
+from pi05_ros.model.save import save_openpi
+from pi05_ros.model.weights import parameter_counts
+from pi05_ros.schema import Conventions, NormStats
+from pi05_ros.train.dataset import INDEX, read_episodes, read_index
+from pi05_ros.train.initial import initial_model
+from pi05_ros.train.presets import PRESETS, TrainSettings
+from pi05_ros.train.samples import Samples, encode_episodes, step_generator
+from pi05_ros.train.statistics import dataset_stats
+from pi05_ros.train.tokenizer import state_token_ids, train_tokenizer
+from pi05_ros.train.trainer import Trainer
+from pi05_ros.transforms.prompt import PromptTokenizer
+from pi05_ros.transforms.robot import RobotTransforms
+from pi05_ros.transforms.robot_file import Robot
+
+STATE, TOKENIZER = "training_state.pt", "tokenizer.model"
+CHECK_EVERY = 20  # steps between two looks at the clock and the loss: a look waits for the GPU
+SAVE_EVERY_S = 120.0
+ERROR_SAMPLES, ERROR_STEPS = 256, 10
+VOCAB_MULTIPLE = 64
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready to be learnt: its samples, those held out (None: none), and what inference needs to know."""
+
+    samples: Samples
+    held_out: Samples | None
+    transforms: RobotTransforms
+    stats: NormStats
+    tokenizer: bytes
+    identity: str
+
+
+def prepare(directory: Path, robot: Robot, settings: TrainSettings, bar: Bar, held_out: int = 0) -> Prepared:
+    """Read the data set twice: for its statistics, then for its samples. The last `held_out` episodes are not learnt.
+
+    Raises:
+        ConfigError: the data set is damaged, of another robot, or has no episode left to learn from.
+    """
+    index = read_index(directory)
+    entries, cameras = index["episodes"], tuple(index["cameras"])
+    learnt = len(entries) - held_out
+    if held_out < 0 or learnt < 1:
+        raise ConfigError("held out episodes", expected=f"0 to {len(entries) - 1}", received=str(held_out),
+                          way_out="Hold out fewer, or record more.")
+    missing = [slot for slot, spec in robot.cameras.items() if spec.required and slot not in cameras]
+    if missing:
+        raise ConfigError(f"cameras of {directory}", expected=f"{missing[0]}, which robot '{robot.name}' requires",
+                          received=", ".join(cameras), way_out="Record it, or choose the robot of the data set.")
+    model = train_tokenizer(prompt for entry in entries[:learnt] for prompt in entry["prompts"])
+    vocab_size = PromptTokenizer(model).vocab_size
+    config = PRESETS[settings.config](settings.horizon, -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+    with bar("statistics"):
+        stats = dataset_stats(islice(read_episodes(directory), learnt), robot, settings.horizon)
+    transforms = RobotTransforms(robot, Conventions(), stats, PromptTokenizer(model, config.max_token_len), config)
+    frames = [entry["frames"][1] - entry["frames"][0] for entry in entries]
+    parts: list[Samples] = []
+    with bar("samples") as update:
+        episodes = read_episodes(directory)
+        for count in (learnt, held_out):
+            if count:
+                here, frames = sum(frames[:count]), frames[count:]
+                parts.append(encode_episodes(islice(episodes, count), here, cameras, transforms, settings.seed, update))
+    content = (directory / INDEX).read_bytes() + repr((asdict(robot), held_out)).encode()
+    return Prepared(parts[0], parts[1] if held_out else None, transforms, stats, model,
+                    hashlib.sha256(content).hexdigest())
+
+
+def make_trainer(prepared: Prepared, settings: TrainSettings, device: torch.device) -> Trainer:
+    robot_action_dim = prepared.transforms.robot.action_dim
+    model = initial_model(prepared.transforms.config, robot_action_dim, state_token_ids(prepared.tokenizer),
+                          settings.seed)
+    return Trainer(model, prepared.samples.to(device), settings, robot_action_dim, prepared.identity)
+
+
+def train(prepared: Prepared, settings: TrainSettings, output: Path, device: torch.device, bar: Bar,
+          until: float = math.inf, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Train to the last step, or until the monotonic clock shows `until`; resume what lies in `output`, and write the
+    averaged weights there as a checkpoint.
+
+    Returns:
+        Figures: step, loss, action errors, parameters, bytes, speed.
+
+    Raises:
+        ConfigError: the loss is no number any more, or the run in `output` has other settings.
+    """
+    trainer = make_trainer(prepared, settings, device)
+    if (output / STATE).exists():
+        trainer.resume(output / STATE)
+    first, begun = trainer.step, time.monotonic()
+    saved, losses = begun, list[torch.Tensor]()
+    loss = math.nan
+    with bar("training") as update:
+        while trainer.step < settings.steps:
+            losses.append(trainer.advance())
+            if trainer.step % CHECK_EVERY and trainer.step < settings.steps:
+                continue
+            loss, losses = float(torch.stack(losses).mean()), []
+            if not math.isfinite(loss):
+                raise ConfigError("loss", expected="a number", received=f"{loss} before step {trainer.step}",
+                                  way_out="Lower --learning-rate; the state saved last is from before.")
+            update(trainer.step, settings.steps)
+            now = time.monotonic()
+            if now > saved + SAVE_EVERY_S:
+                trainer.save(output / STATE)
+                saved = now
+            if now > until:
+                break
+    seconds = time.monotonic() - begun
+    trainer.save(output / STATE)
+    file = write_checkpoint(trainer, prepared, output, dtype)
+    figures = {"step": trainer.step, "steps": settings.steps, "finished": trainer.step >= settings.steps, "loss": loss,
+               "action_error": action_error(trainer, trainer.samples),
+               "parameters": sum(parameter_counts(prepared.transforms.config).values()),
+               "checkpoint_bytes": file.stat().st_size, "frames": len(prepared.samples),
+               "steps_per_second": (trainer.step - first) / seconds if trainer.step > first else 0.0}
+    if prepared.held_out is not None:
+        figures["held_out_action_error"] = action_error(trainer, prepared.held_out.to(device))
+    return figures
+
+
+def write_checkpoint(trainer: Trainer, prepared: Prepared, output: Path, dtype: str) -> Path:
+    """openpi's layout, its tokenizer beside the weights, and how it was made. Returns the file of the weights."""
+    robot, config = prepared.transforms.robot, prepared.transforms.config
+    save_openpi(trainer.averaged(), output, config, prepared.stats, asset_id=robot.asset_id or robot.name, dtype=dtype)
+    (output / TOKENIZER).write_bytes(prepared.tokenizer)
+    made = {"step": trainer.step, "robot": robot.name, "data": prepared.identity, **asdict(trainer.settings)}
+    (output / "training.json").write_text(json.dumps(made, indent=2) + "\n")
+    return output / "model.safetensors"
+
+
+def action_error(trainer: Trainer, samples: Samples, count: int = ERROR_SAMPLES) -> float:
+    """Root mean square of sampled minus demonstrated actions, normalised, of the averaged weights at 10 steps.
+
+    Where the data has two ways, so has the model: then this is no measure of success.
+    """
+    model, width = trainer.averaged(), trainer.robot_action_dim
+    generator = step_generator(trainer.settings.seed, trainer.settings.steps)
+    rows = torch.from_numpy(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
+    noise = torch.randn((len(rows), *samples.actions.shape[1:]), generator=generator)
+    errors = []
+    with torch.inference_mode():
+        for part, x_1 in zip(rows.split(64), noise.split(64), strict=True):
+            batch = samples.batch(part, x_1, torch.zeros(len(part)), None)
+            mask = torch.ones(batch.pixels.shape[:2], dtype=torch.bool, device=trainer.device)
+            cache = model.prefill(model.encode_images(batch.pixels), mask, batch.tokens, batch.token_mask)
+            actions = model.denoise(cache, batch.noise, ERROR_STEPS)
+            errors.append((actions - batch.actions)[..., :width].square().mean(dim=(1, 2)))
+    return float(torch.cat(errors).mean().sqrt())
