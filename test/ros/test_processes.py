@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ def process(tmp_path):
     """The node in a process of its own; its log is in `process.log`."""
     log = open(tmp_path / "log", "w+")
     arguments = ["--ros-args", "-p", "denoising_steps:=2", "-p", "device:=cpu", "-p", "max_input_age_s:=5.0"]
-    process = subprocess.Popen([sys.executable, "-m", "pi05_ros.ros.node", *arguments], stderr=log)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two threads of PyTorch wait for each other on a busy machine
+    process = subprocess.Popen([sys.executable, "-m", "pi05_ros.ros.node", *arguments], stderr=log, env=alone)
 
     def read() -> str:
         log.seek(0)
