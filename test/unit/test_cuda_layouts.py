@@ -35,26 +35,23 @@ def test_rows_come_back(layer, clusters):
         assert torch.equal(packed.rows(name, 1), weight) and not packed.rows(name, 0).any()
 
 
-def test_a_thread_finds_its_row_and_eight_neighbours_of_k(layer):
+def test_a_slot_holds_its_rows_and_k(layer):
     packed = PackedLayers(1, 15, torch.device("cpu"))
     packed.append(layer)
-    down = packed.tensors["down"][0][2, 3].view(4, 9, 128, 8)  # cluster 2, block 3: k's block, tiles of 8, threads
-    warp, r, q = 2, 5, 3  # warp: the quarter of this block's 512 of k
-    k = 3 * 512 + warp * 128 + 1 * 32 + q * 8
-    tile_0 = packed.tensors["down"][0][2, 3].view(4, -1)[1].view(-1, 8)
-    assert torch.equal(tile_0[warp * 32 + r * 4 + q], layer.down[2 * 72 + r, k:k + 8])
-    assert torch.equal(tile_0[4 * 256 + warp * 32 + r * 4 + q], layer.down[2 * 72 + 64 + r, k:k + 8])  # the extra tile
-    assert down.numel() == 72 * 512
-    gate_up = packed.tensors["gate_up"][0][7, 0].view(8, -1, 8)  # block 7 has features 252 to 287
-    assert torch.equal(gate_up[0][0], layer.gate_up[252, :8])
-    assert torch.equal(gate_up[0][4], layer.gate_up[4096 + 252, :8])  # gate and up take turns
+    down = packed.tensors["down"][0][2, 3].view(4, 16, 72, 8)  # cluster 2, block 3: slots of 128 k
+    assert torch.equal(down[1, 5, 70], layer.down[2 * 72 + 70, 3 * 512 + 128 + 40:3 * 512 + 128 + 48])
+    gate_up = packed.tensors["gate_up"][0][7, 0]  # block 7 has features 252 to 287, gate and up in turn
+    assert torch.equal(gate_up[2, 0], layer.gate_up[252, 16:24])
+    assert torch.equal(gate_up[2, 1], layer.gate_up[4096 + 252, 16:24])
+    qkv = packed.tensors["qkv"][0][3 * 8 + 2, 0]  # head 3, block 2: features 32 to 47 and 160 to 175
+    assert torch.equal(qkv[127, 5], layer.qkv[3 * 256 + 37, 1016:])
+    assert torch.equal(qkv[127, 21], layer.qkv[3 * 256 + 128 + 37, 1016:])
 
 
 def test_what_is_over_is_zero(layer):
     packed = PackedLayers(1, 15, torch.device("cpu"))
     packed.append(layer)
-    beyond = packed.tiles["out"].unpack(packed.tensors["out"][0])
-    assert beyond.shape == layer.out.shape and packed.tensors["out"].count_nonzero() <= layer.out.count_nonzero()
+    assert not packed.tensors["out"][0][14, :, :, 16:].any()  # the last cluster has columns 1008 to 1023
 
 
 def test_the_kernel_runs_only_where_it_is_asked_for(monkeypatch):

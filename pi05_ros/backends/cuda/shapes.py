@@ -129,11 +129,11 @@ def persistent_table(config: Pi05Config) -> dict[str, Shape]:
     """What the blocks of the persistent expert leave for each other (csrc/expert.cu)."""
     e, tokens, bf16, f32 = config.expert, padded_tokens(config), torch.bfloat16, torch.float32
     return {
-        "act": ((e.width // 32, tokens, 32), bf16),
+        "act": ((e.width // 8, tokens, 8), bf16),
         "act_squares": ((2, 16, tokens), f32),
         "queries": ((16, e.head_dim // 32, 32, 32), bf16),
-        "attended": ((e.num_heads * e.head_dim // 32, tokens, 32), bf16),
-        "hidden": ((e.mlp_dim // 32, tokens, 32), bf16),
+        "attended": ((e.num_heads * e.head_dim // 8, tokens, 8), bf16),
+        "hidden": ((e.mlp_dim // 8, tokens, 8), bf16),
         "velocities": ((16, tokens, config.action_dim), f32),
     }
 

@@ -21,12 +21,12 @@ __device__ __forceinline__ void share_activations(const Place& at, const u16* fr
     bulk_load_all(shared_address(shared + ACT) + at.rank * 4 * K32, from + at.rank * 2 * K32, 4 * K32,
                   bars + 8 * at.rank, 0xff);
 }
-// This block's eighth of wider activations, in 4 chunks of `bytes`, one a quarter of k.
-__device__ __forceinline__ void load_activations(const Place& at, const u16* from, u32 bytes, u32 bars) {
+// This block's eighth of wider activations, in chunks of 128 features.
+__device__ __forceinline__ void load_activations(const Place& at, const u16* from, int chunks, u32 bars) {
 #pragma unroll 1
-    for (int i = 0; i < 4; ++i) {
-        mbarrier_expect(bars + 8 * i, bytes);
-        bulk_load(shared_address(shared + ACT) + i * bytes, from + (at.rank * 4 + i) * (bytes / 2), bytes, bars + 8 * i);
+    for (int i = 0; i < chunks; ++i) {
+        mbarrier_expect(bars + 8 * i, 4 * K32);
+        bulk_load(shared_address(shared + ACT) + i * 4 * K32, from + (at.rank * chunks + i) * 2 * K32, 4 * K32, bars + 8 * i);
     }
 }
 // The cluster's queries, an eighth of the features a block.
@@ -38,44 +38,42 @@ __device__ __forceinline__ void conductor(const Place& at, const u16* act, const
                                           const u16* hidden, u32* arrivals, int steps, u32 bars) {
     u32 met = 0;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps; ++step)
 #pragma unroll 1
-        for (int layer = 0; layer < DEPTH; ++layer) {
-            conduct(arrivals, met += BLOCKS, [&] { if (at.cluster < HEADS + 2) share_activations(at, act, bars); });
-            conduct(arrivals, met += BLOCKS, [&] { share_queries(at, queries, bars); });
-            conduct(arrivals, met += BLOCKS, [&] { load_activations(at, attended, 2 * K32, bars); });
-            conduct(arrivals, met += BLOCKS, [&] { share_activations(at, act, bars); });
-            conduct(arrivals, met += BLOCKS, [&] { load_activations(at, hidden, 4 * K32, bars); });
-        }
-        conduct(arrivals, met += BLOCKS, [] {});
-    }
+        for (int phase = 0; phase <= 5 * DEPTH; ++phase)
+            conduct(arrivals, met += BLOCKS, [&] {
+                const int kind = phase == 5 * DEPTH ? 5 : phase % 5;
+                if (kind == 3 || kind == 0 && at.cluster < HEADS + 2) share_activations(at, act, bars);
+                else if (kind == 1) share_queries(at, queries, bars);
+                else if (kind == 2 || kind == 4)
+                    load_activations(at, kind == 2 ? attended : hidden, kind, bars);
+            });
 }
 
 // ---- the carrier: every weight this block needs, in order, as soon as a slot is free (one thread) ----
-__device__ __forceinline__ void carry(u32 bars, u32& slot, u32& parity, const u8* from, int blocks, u32 bytes) {
-#pragma unroll 1
-    for (; blocks; --blocks, from += bytes) {
-        mbarrier_wait(bars + 8 * (EMPTY + slot), parity);
-        mbarrier_expect(bars + 8 * (FULL + slot), bytes);
-        bulk_load(shared_address(shared + RING) + slot * SLOT, from, bytes, bars + 8 * (FULL + slot));
-        if (++slot == SLOTS) slot = 0, parity ^= 1;
-    }
-}
 __device__ __forceinline__ void carrier(const Place& at, const u8* qkv, const u8* out, const u8* gate_up, const u8* down,
                                         int steps, u32 bars) {
     u32 slot = 0, parity = 1, keys_read = 0;  // fresh slots are free
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step)
-#pragma unroll 1
-        for (int layer = 0; layer < DEPTH; ++layer, keys_read ^= 1) {
-            const long long mine = layer * BLOCKS + at.block;
-            if (at.cluster < HEADS + 2) carry(bars, slot, parity, qkv + (layer * QKV_BLOCKS + at.block) * 4 * QKV_SLOT, 4, QKV_SLOT);
-            mbarrier_wait(bars + 8 * KEYS_READ, keys_read);  // the keys had the ring's memory
-            carry(bars, slot, parity, out + mine * 2 * SLOT, 2, SLOT);
-            if (at.block < MLP_BLOCKS)
-                carry(bars, slot, parity, gate_up + (long long)(layer * MLP_BLOCKS + at.block) * 8 * SLOT, 8, SLOT);
-            carry(bars, slot, parity, down + mine * 4 * SLOT, 4, SLOT);
+    for (int part = 0; part < steps * DEPTH * 4; ++part) {
+        const int layer = part / 4 % DEPTH, kind = part % 4;
+        const u8* from = kind == 0 ? qkv : kind == 1 ? out : kind == 2 ? gate_up : down;
+        const int owners = kind == 0 ? QKV_BLOCKS : kind == 2 ? MLP_BLOCKS : BLOCKS;
+        const u32 bytes = kind == 0 ? QKV_SLOT : SLOT;
+        int blocks = at.block >= owners ? 0 : kind == 1 ? 2 : kind == 2 ? 8 : 4;
+        from += (long long)(layer * owners + at.block) * blocks * bytes;
+        if (kind == 1) {  // the keys had the ring's memory
+            mbarrier_wait(bars + 8 * KEYS_READ, keys_read);
+            keys_read ^= 1;
         }
+#pragma unroll 1
+        for (; blocks; --blocks, from += bytes) {
+            mbarrier_wait(bars + 8 * (EMPTY + slot), parity);
+            mbarrier_expect(bars + 8 * (FULL + slot), bytes);
+            bulk_load(shared_address(shared + RING) + slot * SLOT, from, bytes, bars + 8 * (FULL + slot));
+            if (++slot == SLOTS) slot = 0, parity ^= 1;
+        }
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
@@ -90,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
     u16* keys, u16* values, const u8* valid, const float* cosines, const float* sines, u32* counters, const float* dt,
     // x_t [HORIZON, 32], in and out; then what blocks leave for each other
     float* x_t, u16* act, float* squares, u16* queries, u16* attended, u16* hidden, float* velocities) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x, quarter = warp % 4;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x;
     const Place at = {block, block / CLUSTER, block % CLUSTER, warp, lane, lane / 4, lane % 4};
     const bool has_qkv = at.cluster < HEADS + 2, has_mlp = block < MLP_BLOCKS;
     const int prefix = counters[0], steps = counters[3];
@@ -140,9 +138,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             workers_wait();
             if (has_qkv) {
                 if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
-                mbarrier_wait(bars + 8 * warp, parity >> warp & 1);
+                ring = product<32, 256, QKV_SUM_ROW>(ring, 4, parity);
                 parity ^= 0xff;
-                product_qkv(ring, at);
                 store_qkv(at, factors, bias, rope, queries, layer_keys + prefix * HEAD_DIM, layer_values + prefix * HEAD_DIM);
             }
 
@@ -164,10 +161,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             workers_arrive();
             float4 gate_now = four(gate, x.inside), scale_next = four(scale += WIDTH, x.inside);
             workers_wait();
-            mbarrier_wait(bars + 8 * quarter, parity >> quarter & 1);
-            parity ^= 0x0f;
-            ring = product(ring, 2);
-            add(x, gate_now, exchange_sums(at, inbox, parity));
+            ring = product<COLUMNS, 128, SUM_ROW>(ring, 2, parity);
+            parity ^= 0x03;
+            add(x, gate_now, exchange_sums(at.rank, inbox, parity));
+            parity ^= 1 << INBOX_BAR;
             publish(at, x, scale_next, act, squares);
 
             // gate and up, in turn, of some features a block
@@ -178,28 +175,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             }
             workers_wait();
             if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
-            mbarrier_wait(bars + 16 * quarter, parity >> 2 * quarter & 1);
-            mbarrier_wait(bars + 16 * quarter + 8, parity >> (2 * quarter + 1) & 1);
-            parity ^= 0xff;
             if (has_mlp) {
-                ring = product(ring, 8);
+                ring = product<COLUMNS, 128, SUM_ROW>(ring, 8, parity);
 #pragma unroll 1
                 for (int i = threadIdx.x; i < TOKENS * (COLUMNS / 2); i += WORKERS) {
                     int t = i / (COLUMNS / 2), pair = i % (COLUMNS / 2), feature = block * (COLUMNS / 2) + pair;
-                    float2 both = sum_of<float2>(t, 2 * pair);
-                    float g = both.x * factors[t] + bias_mlp[2 * pair], u = both.y * factors[t] + bias_mlp[2 * pair + 1];
-                    if (feature < MLP) hidden[(feature / 32 * TOKENS + t) * 32 + feature % 32] = bf16(gelu_tanh(g) * u);
+                    float2 one = sum_at<float2, SUM_ROW>(0, t, 2 * pair), other = sum_at<float2, SUM_ROW>(1, t, 2 * pair);
+                    float g = (one.x + other.x) * factors[t] + bias_mlp[2 * pair];
+                    float u = (one.y + other.y) * factors[t] + bias_mlp[2 * pair + 1];
+                    if (feature < MLP) hidden[(feature / 8 * TOKENS + t) * 8 + feature % 8] = bf16(gelu_tanh(g) * u);
                 }
+            } else {
+                for (int i = 0; i < 8; ++i) mbarrier_wait(bars + 8 * i, parity >> i & 1);
             }
+            parity ^= 0xff;
 
             // down, into the residual: an eighth of the features a block, the cluster's columns
             workers_arrive();
             gate_now = four(gate + WIDTH, x.inside), scale_next = four(scale += WIDTH, x.inside);
             workers_wait();
-            mbarrier_wait(bars + 8 * quarter, parity >> quarter & 1);
+            ring = product<COLUMNS, 128, SUM_ROW>(ring, 4, parity);
             parity ^= 0x0f;
-            ring = product(ring, 4);
-            add(x, gate_now, exchange_sums(at, inbox, parity));
+            add(x, gate_now, exchange_sums(at.rank, inbox, parity));
+            parity ^= 1 << INBOX_BAR;
             if (layer < DEPTH - 1) publish(at, x, scale_next, act, squares);
             else leave(at, x, scale_next, action_out, velocities, squares + CLUSTERS * TOKENS);
         }

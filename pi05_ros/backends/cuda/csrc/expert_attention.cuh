@@ -12,13 +12,13 @@ __device__ __forceinline__ Part part_of_keys(const Place& at, int prefix) {
     return {first, min(first + share, keys), prefix};
 }
 
-// Keys as activations, [HEAD_DIM / 32][KEYS][32], and values by row. `own`: the action tokens' rows, else all the others;
+// Keys as [HEAD_DIM / 32][KEYS][32], values by row. `own`: the action tokens' rows, else all the others;
 // rows that are over repeat the last, so that what no weight takes is finite.
-__device__ __forceinline__ void fetch(const Part& part, const u16* keys, const u16* values, bool own) {
+__device__ __noinline__ void fetch(Part part, const u16* keys, const u16* values, bool own) {
     const int lane = threadIdx.x % 32;
     u32 key = shared_address(shared + KEY_TILE) + lane / 4 * (KEYS * 64) + lane % 4 * 16;
     u32 value = shared_address(shared + VALUE_TILE) + lane * 16;
-#pragma unroll 2
+#pragma unroll 1
     for (int n = threadIdx.x / 32; n < KEYS; n += WORKERS / 32) {
         int row = min(part.first + n, part.end - 1);
         if ((row >= part.prefix) != own) continue;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read)
     if (active) {
         const u8* q = shared + QUERIES + tile * 1024 + at.lane * 16;
         const u8* k = shared + KEY_TILE + quarter * 32 * 64 + at.lane * 16;
-#pragma unroll 2
+#pragma unroll 1
         for (int kb = 0; kb < HEAD_DIM / 32; ++kb) {
             const uint4 upper = *reinterpret_cast<const uint4*>(q + kb * 2048);
             const uint4 lower = *reinterpret_cast<const uint4*>(q + kb * 2048 + 512);
@@ -102,7 +102,7 @@ __device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read)
     float o[8][4] = {};
     const u8* weights = shared + WEIGHTS + row * WEIGHTS_ROW + at.q * 4;
     u32 values = shared_address(shared + VALUE_TILE) + (at.lane % 16) * VALUE_ROW + quarter * 128 + at.lane / 16 * 16;
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < KEYS / 16; ++k) {
         u32 a[4];
 #pragma unroll
@@ -124,7 +124,7 @@ __device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read)
 }
 
 // Every row's part to the block of the cluster that owns the row, a warp a row; there the 8 parts are added, in order,
-// divided, and stored as activations of their head: `attended` [HEADS][HEAD_DIM / 32][TOKENS][32].
+// divided, and stored as activations of their head: `attended`.
 __device__ __forceinline__ void exchange_attended(const Place& at, u16* attended, u32 bar, u32& parity) {
     const int owned = max(0, min(OWN_ROWS, ROWS - at.rank * OWN_ROWS));
     if (threadIdx.x == 0 && owned) mbarrier_expect(bar, CLUSTER * owned * (HEAD_DIM * 2 + 8));
@@ -149,7 +149,7 @@ __device__ __forceinline__ void exchange_attended(const Place& at, u16* attended
     float most = -1e30f, total = 0.f, sums[8] = {};
 #pragma unroll
     for (int from = 0; from < CLUSTER; ++from) most = fmaxf(most, parts[from * OWN_ROWS + at.warp].x);
-#pragma unroll
+#pragma unroll 2
     for (int from = 0; from < CLUSTER; ++from) {
         float2 part = parts[from * OWN_ROWS + at.warp];
         float weight = exp2_fast(part.x - most);
@@ -167,6 +167,6 @@ __device__ __forceinline__ void exchange_attended(const Place& at, u16* attended
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = bf16_pair(sums[2 * i] * over, sums[2 * i + 1] * over);
     const int head = row / HORIZON, token = row % HORIZON;
-    reinterpret_cast<uint4*>(attended)[((head * 8 + at.lane / 4) * TOKENS + token) * 4 + at.lane % 4] =
+    reinterpret_cast<uint4*>(attended)[(head * (HEAD_DIM / 8) + at.lane) * TOKENS + token] =
         make_uint4(v[0], v[1], v[2], v[3]);
 }

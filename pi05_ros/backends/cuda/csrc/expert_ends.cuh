@@ -21,7 +21,7 @@ __device__ __forceinline__ void add(Residual& x, float4 gate, float4 sum) {
 __device__ __forceinline__ void publish(const Place& at, const Residual& x, float4 scale, u16* act, float* squares) {
     if (!x.owns) return;
     if (x.inside)
-        reinterpret_cast<uint2*>(act)[(x.column / 32 * TOKENS + x.token) * 8 + x.column % 32 / 4] =
+        reinterpret_cast<uint2*>(act)[(x.column / 8 * TOKENS + x.token) * 2 + x.column % 8 / 4] =
             make_uint2(bf16_pair(scale.x * x.x.x, scale.y * x.x.y), bf16_pair(scale.z * x.x.z, scale.w * x.x.w));
     float square = squared(x.x);
     if (at.lane == 0) squares[at.cluster * TOKENS + x.token] = square;
@@ -29,7 +29,7 @@ __device__ __forceinline__ void publish(const Place& at, const Residual& x, floa
 // x_t W_in^T + b; lane a holds x_t[a]. Zero for tokens that pad.
 __device__ __forceinline__ void enter(Residual& x, float x_t, const float* weight, const float* bias) {
     float4 sum = four(bias + x.column, x.inside);
-#pragma unroll 8
+#pragma unroll 2
     for (int a = 0; a < ACTION_DIM; ++a) {
         float4 w = four(weight + a * WIDTH + x.column, x.inside);
         float v = __shfl_sync(~0u, x_t, a);
@@ -44,7 +44,7 @@ __device__ __forceinline__ void leave(const Place& at, const Residual& x, float4
     const float* w = weight + at.cluster * COLUMNS * ACTION_DIM + at.lane;
     const int lanes = min(COLUMNS, WIDTH - at.cluster * COLUMNS) / 4;
     float sum = 0.f;
-#pragma unroll 4
+#pragma unroll 1
     for (int c = 0; c < lanes; ++c, w += 4 * ACTION_DIM)
         sum += __shfl_sync(~0u, scale.x * x.x.x, c) * w[0] + __shfl_sync(~0u, scale.y * x.x.y, c) * w[ACTION_DIM] +
                __shfl_sync(~0u, scale.z * x.x.z, c) * w[2 * ACTION_DIM] + __shfl_sync(~0u, scale.w * x.x.w, c) * w[3 * ACTION_DIM];

@@ -1,62 +1,71 @@
-// The expert's products: weights through the ring, activations from shared memory.
-// A warp takes a part of the rows and a part of k; the parts are added in shared memory, in order.
+// The expert's products: weights through the ring, activations from shared memory, two warpgroups with half of k each.
+// Their sums go to shared memory, [2][TOKENS][a row], where the activations were.
 #pragma once
 #include "expert_shapes.cuh"
 
-__device__ __forceinline__ const uint4& vector_at(const u8* p) { return *reinterpret_cast<const uint4*>(p); }
-
-// The ring's next block of weights, for a worker: wait, read, give back.
+// The ring's next slot, for a worker.
 struct Ring {
     u32 bars, slot, parity;
-    __device__ __forceinline__ const u8* wait() const {
+    __device__ __forceinline__ u32 wait() const {
         mbarrier_wait(bars + 8 * (FULL + slot), parity);
-        return shared + RING + slot * SLOT + threadIdx.x * 16;
+        return shared_address(shared + RING) + slot * SLOT;
     }
-    __device__ __forceinline__ void release() {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(bars + 8 * (EMPTY + slot));
+    __device__ __forceinline__ void advance() {
         if (++slot == SLOTS) slot = 0, parity ^= 1;
+    }
+    // The slot before this one may be filled again.
+    __device__ __forceinline__ void release_last() const {
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(bars + 8 * (EMPTY + (slot ? slot : SLOTS) - 1));
     }
 };
 
-// ---- q, k, v: 32 rows of the weight a block, an eighth of k a warp; rows are the product's 16, tokens its 8 ----
-// The 32 rows' sums to [8 parts][TOKENS][36].
-__device__ __forceinline__ void product_qkv(Ring& ring, const Place& at) {
-    const u8* x = shared + ACT + at.warp * 4 * K32 + at.lane * 16;
-    float acc[2][TOKEN_TILES][4] = {};
+// `slots` of K k each: sums [2][TOKENS][ROW] of N rows of the weight. `ready`: barriers of the activations, 128 features
+// each, and their parities.
+template <int N, int K, int ROW>
+__device__ __forceinline__ Ring product(Ring ring, int slots, u32 ready) {
+    const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
+    const u32 act = shared_address(shared + ACT);
+    float d[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) d[i] = 0.f;
 #pragma unroll 1
-    for (int k = 0; k < 4; ++k, x += K32) {
-        const u8* block = ring.wait();
-        uint4 w[4];
+    for (int s = 0; s < slots; ++s) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) w[i] = vector_at(block + i * WORKERS * 16);
-        ring.release();
+        for (int i = 0; i < K / 128; ++i) mbarrier_wait(ring.bars + 8 * (s * (K / 128) + i), ready >> (s * (K / 128) + i) & 1);
+        const u32 w = ring.wait() + group * (K / 2) * N * 2, x = act + (s * K + group * (K / 2)) * TOKENS * 2;
+        wgmma_fence();
 #pragma unroll
-        for (int t = 0; t < TOKEN_TILES; ++t) {
-            const uint4 b = vector_at(x + t * 512);
-#pragma unroll
-            for (int m = 0; m < 2; ++m) mma32<0>(acc[m][t], w[2 * m], w[2 * m + 1], b);
-#pragma unroll
-            for (int m = 0; m < 2; ++m) mma32<1>(acc[m][t], w[2 * m], w[2 * m + 1], b);
+        for (int k = 0; k < K / 2; k += 16) wgmma<N>(d, operand(x + k * TOKENS * 2, TOKENS), operand(w + k * N * 2, N));
+        wgmma_commit();
+        if (s) {
+            wgmma_wait<1>();
+            ring.release_last();
         }
+        ring.advance();
     }
-    workers_sync();  // everyone has read the activations, whose memory the sums take
-    float* sums = reinterpret_cast<float*>(shared + ACT) + (at.warp * TOKENS + 2 * at.q) * 36 + at.r;
+    wgmma_wait<0>();
+    ring.release_last();
+    workers_sync();  // everyone has read the activations
+    const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    float* sums = reinterpret_cast<float*>(shared + ACT) + (group * TOKENS + row) * ROW + 2 * (lane % 4);
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int t = 0; t < TOKEN_TILES; ++t) {
-            float* to = sums + t * 8 * 36 + m * 16;
-            to[0] = acc[m][t][0], to[36] = acc[m][t][1], to[8] = acc[m][t][2], to[44] = acc[m][t][3];
-        }
+    for (int j = 0; j < N / 8; ++j) {
+        if (row < TOKENS) *reinterpret_cast<float2*>(sums + 8 * j) = make_float2(d[4 * j], d[4 * j + 1]);
+        if (row + 8 < TOKENS) *reinterpret_cast<float2*>(sums + 8 * ROW + 8 * j) = make_float2(d[4 * j + 2], d[4 * j + 3]);
+    }
     workers_sync();
+    return ring;
 }
+template <typename T, int ROW> __device__ __forceinline__ const T& sum_at(int half, int token, int column) {
+    return *reinterpret_cast<const T*>(shared + ACT + ((half * TOKENS + token) * ROW + column) * 4);
+}
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// ---- q, k, v: 32 rows of the weight a block ----
 __device__ __forceinline__ float sum_qkv(int token, int row) {
-    const float* sums = reinterpret_cast<const float*>(shared + ACT) + token * 36 + row;
-    float total = 0.f;
-#pragma unroll
-    for (int part = 0; part < 8; ++part) total += sums[part * TOKENS * 36];
-    return total;
+    return sum_at<float, QKV_SUM_ROW>(0, token, row) + sum_at<float, QKV_SUM_ROW>(1, token, row);
 }
 __device__ __forceinline__ float2 qkv_bias_of(const Place& at, const float* bias) {
     const float* first = bias + at.cluster * HEAD_DIM + at.rank * 16 + at.lane % 16;
@@ -83,93 +92,29 @@ __device__ __forceinline__ void store_qkv(const Place& at, const float* factors,
     }
 }
 
-// ---- the others: COLUMNS rows of the weight a block; half of them (4 tiles of 8, and an extra one) and a quarter of the
-// block's k a warp; tokens are the product's 16, the weight's rows its 8 ----
-// `blocks` of 32 k for each quarter. Sums to [4 parts][TOKENS][SUM_ROW]. One function for three products: instructions
-// that are read once a layer cost more than what they do.
-__device__ __noinline__ Ring product(Ring ring, int blocks) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const bool extra = warp / 4 < EXTRA;
-    const u8* x = shared + ACT + warp % 4 * blocks * K32 + lane * 16;
-    float acc[ROW_TILES][5][4] = {};
-#pragma unroll 1
-    for (int k = 0; k < blocks; ++k, x += K32) {
-        const u8* block = ring.wait();
-        uint4 w[5];
-#pragma unroll
-        for (int n = 0; n < 4; ++n) w[n] = vector_at(block + n * WORKERS * 16);
-        if (extra) w[4] = vector_at(block + 4 * WORKERS * 16);
-        ring.release();
-#pragma unroll
-        for (int m = 0; m < ROW_TILES; ++m) {
-            const uint4 upper = vector_at(x + m * 1024), lower = vector_at(x + m * 1024 + 512);
-#pragma unroll
-            for (int n = 0; n < 4; ++n) mma32<0>(acc[m][n], upper, lower, w[n]);
-            if (extra) mma32<0>(acc[m][4], upper, lower, w[4]);
-#pragma unroll
-            for (int n = 0; n < 4; ++n) mma32<1>(acc[m][n], upper, lower, w[n]);
-            if (extra) mma32<1>(acc[m][4], upper, lower, w[4]);
-        }
-    }
-    workers_sync();
-    float* sums = reinterpret_cast<float*>(shared + ACT) + (warp % 4 * TOKENS + lane / 4) * SUM_ROW + 2 * (lane % 4);
-#pragma unroll
-    for (int m = 0; m < ROW_TILES; ++m)
-#pragma unroll
-        for (int n = 0; n < 5; ++n) {
-            if (n == 4 && !extra) continue;
-            float* to = sums + m * 16 * SUM_ROW + (n < 4 ? warp / 4 * 4 + n : 8 + warp / 4) * 8;
-            *reinterpret_cast<float2*>(to) = make_float2(acc[m][n][0], acc[m][n][1]);
-            if (m * 16 + 8 < TOKENS) *reinterpret_cast<float2*>(to + 8 * SUM_ROW) = make_float2(acc[m][n][2], acc[m][n][3]);
-        }
-    workers_sync();
-    return ring;
-}
-template <typename T> __device__ __forceinline__ T sum_of(int token, int column);
-template <> __device__ __forceinline__ float2 sum_of(int token, int column) {
-    const float* sums = reinterpret_cast<const float*>(shared + ACT) + token * SUM_ROW + column;
-    float2 total = make_float2(0.f, 0.f);
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-        float2 more = *reinterpret_cast<const float2*>(sums + part * TOKENS * SUM_ROW);
-        total.x += more.x, total.y += more.y;
-    }
-    return total;
-}
-__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
-    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-template <> __device__ __forceinline__ float4 sum_of(int token, int column) {
-    const float* sums = reinterpret_cast<const float*>(shared + ACT) + token * SUM_ROW + column;
-    float4 total = *reinterpret_cast<const float4*>(sums);
-#pragma unroll
-    for (int part = 1; part < 4; ++part) total = total + *reinterpret_cast<const float4*>(sums + part * TOKENS * SUM_ROW);
-    return total;
-}
-
 // Each block has the cluster's columns of every token, over its own part of k: every token to the block that owns it,
 // then (lanes below COLUMNS / 4, 4 columns each) what came for this warp's token.
-__device__ __forceinline__ float4 exchange_sums(const Place& at, u32 bar, u32& parity) {
+__device__ __noinline__ float4 exchange_sums(int rank, u32 bar, u32 parity) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) mbarrier_expect(bar, CLUSTER * OWN * COLUMNS * 4);
-#pragma unroll 2
+#pragma unroll 1
     for (int item = threadIdx.x; item < TOKENS * (COLUMNS / 4); item += WORKERS) {
         int token = item / (COLUMNS / 4), column = item % (COLUMNS / 4) * 4;
-        float4 total = sum_of<float4>(token, column);
-        u32 to = shared_address(shared + INBOX) + ((at.rank * OWN + token % OWN) * COLUMNS + column) * 4;
+        float4 total = sum_at<float4, SUM_ROW>(0, token, column) + sum_at<float4, SUM_ROW>(1, token, column);
+        u32 to = shared_address(shared + INBOX) + ((rank * OWN + token % OWN) * COLUMNS + column) * 4;
         peer_store(peer_address(to, token / OWN), *reinterpret_cast<uint4*>(&total), peer_address(bar, token / OWN));
     }
     mbarrier_wait(bar, parity >> INBOX_BAR & 1);
-    parity ^= 1 << INBOX_BAR;
     float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-    if (at.warp < OWN && at.lane < COLUMNS / 4)
-#pragma unroll
+    if (warp < OWN && lane < COLUMNS / 4)
+#pragma unroll 4
         for (int from = 0; from < CLUSTER; ++from)
-            total = total + reinterpret_cast<const float4*>(shared + INBOX)[(from * OWN + at.warp) * (COLUMNS / 4) + at.lane];
+            total = total + reinterpret_cast<const float4*>(shared + INBOX)[(from * OWN + warp) * (COLUMNS / 4) + lane];
     return total;
 }
 
 // 1 / rms(x) of a token, from the clusters' sums of squares [CLUSTERS][TOKENS].
-__device__ __forceinline__ float inverse_rms(const float* squares, int token) {
+__device__ __noinline__ float inverse_rms(const float* squares, int token) {
     float all[CLUSTERS], total = 0.f;
 #pragma unroll
     for (int c = 0; c < CLUSTERS; ++c) all[c] = load_fresh(squares + c * TOKENS + token);
