@@ -49,11 +49,11 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
 
 
 def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, rows: int) -> None:
-    """b.source, b.valid, b.positions and b.image_tokens to b.keys and b.values: Gemma without its last attention."""
+    """b.source, b.valid, b.positions, b.prefix_images to b.prefix_keys and b.prefix_values: Gemma less its last attention."""
     x, normed, qkv = b.prefix_x[:rows], b.prefix_normed[:rows], b.prefix_qkv[:rows]
     attended, gate_up, hidden = b.prefix_attended[:rows], b.prefix_gate_up[:rows], b.prefix_hidden[:rows]
-    fill(b.source[:rows], b.image_tokens, w.embedding, x)
-    for layer, keys, values in zip(w.layers, b.keys, b.values, strict=True):
+    fill(b.source[:rows], b.prefix_images, w.embedding, x)
+    for layer, keys, values in zip(w.layers, b.prefix_keys, b.prefix_values, strict=True):
         rms_norm(x, out=normed)
         if layer.out is None or layer.gate_up is None or layer.down is None:  # the last layer: nobody reads more
             kv = torch.mm(normed, layer.qkv.T)

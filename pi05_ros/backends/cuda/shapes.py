@@ -80,15 +80,18 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "positions": ((rows,), i32),
         "cos": ((rows + horizon, half), f32),
         "sin": ((rows + horizon, half), f32),
+        "prefix_images": ((image_rows, p.width), bf16),
         "prefix_x": ((rows, p.width), bf16),
         "prefix_normed": ((rows, p.width), bf16),
         "prefix_qkv": ((rows, qkv), bf16),
         "prefix_attended": ((rows, p.num_heads * p.head_dim), bf16),
         "prefix_gate_up": ((rows, 2 * p.mlp_dim), bf16),
         "prefix_hidden": ((rows, p.mlp_dim), bf16),
+        "prefix_keys": ((p.depth, rows, p.head_dim), bf16),
+        "prefix_values": ((p.depth, rows, p.head_dim), bf16),
+        # expert
         "keys": ((p.depth, rows + horizon, p.head_dim), bf16),  # the suffix follows the prefix's valid length
         "values": ((p.depth, rows + horizon, p.head_dim), bf16),
-        # expert
         "expert_valid": ((rows + horizon,), torch.uint8),
         "counters": ((5,), i32),  # prefix rows, first position of the suffix, arrivals, steps, guided
         "dt": ((1,), f32),

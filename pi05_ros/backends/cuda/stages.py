@@ -34,7 +34,7 @@ from pi05_ros.schema import Guidance
 class CudaStages:
     """Stages as in backends/base.py; batch 1, bfloat16."""
 
-    overlaps = False  # `denoise` works on the keys and values that `prefill` returns
+    overlaps = True  # each stage copies what it is given into buffers of its own
 
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
                  resize: str, expert: Persistent | None = None) -> None:
@@ -93,11 +93,11 @@ class CudaStages:
         b, patches = self.buffers, self.config.vision.num_patches
         rows = bucket_rows(self.config, image_mask.shape[1], tokens.shape[1])
         used = image_tokens.shape[1] + tokens.shape[1]
-        if image_tokens.data_ptr() != b.image_tokens.data_ptr():
-            b.image_tokens[:image_tokens.shape[1]].copy_(image_tokens[0])
+        b.prefix_images[:image_tokens.shape[1]].copy_(image_tokens[0])
         prefix_input.plan(image_mask[0], token_mask[0], tokens[0], patches, b.source[:rows], b.valid, b.positions)
         self._graphs["prefix"].replay(rows)
-        return PrefixCache(b.keys[:, None, None, :used], b.values[:, None, None, :used], b.valid[None, :used].bool())
+        keys, values = (cache[:, None, None, :used] for cache in (b.prefix_keys, b.prefix_values))
+        return PrefixCache(keys, values, b.valid[None, :used].bool())
 
     @torch.no_grad()
     def denoise(self, cache: PrefixCache, noise: Tensor, num_steps: int, state: Tensor | None = None,
@@ -108,9 +108,8 @@ class CudaStages:
             checks.check_guidance(guidance, self.config)
         self._set_steps(num_steps)
         b, used = self.buffers, cache.keys.shape[3]
-        if cache.keys.data_ptr() != b.keys.data_ptr():
-            b.keys[:, :used].copy_(cache.keys[:, 0, 0])
-            b.values[:, :used].copy_(cache.values[:, 0, 0])
+        b.keys[:, :used].copy_(cache.keys[:, 0, 0])
+        b.values[:, :used].copy_(cache.values[:, 0, 0])
         flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters, num_steps, int(bool(guidance)))
         if guidance:
             self._set_guidance(guidance, num_steps)

@@ -118,7 +118,7 @@ def _prefix_work(w: PrefixWeights, b: Buffers, config: Pi05Config) -> dict[str, 
         return {}  # a kernel that has no choice runs
 
     def attention(tiles: Tiles) -> None:
-        for keys, values in zip(b.keys[:-1], b.values[:-1], strict=True):
+        for keys, values in zip(b.prefix_keys[:-1], b.prefix_values[:-1], strict=True):
             prefix_attention.prefix_attention(b.prefix_qkv, b.positions, b.cos, b.sin, keys, values, b.valid,
                                               b.prefix_attended, config.prefix.num_heads, tiles, portable=True)
 
