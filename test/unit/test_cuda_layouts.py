@@ -1,6 +1,7 @@
 """The persistent expert's weights in memory: nothing is lost, and threads find what they read."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda import persistent
 from pi05_ros.backends.cuda.layouts import PackedLayers
+from pi05_ros.backends.cuda.persistent import Misfit, chosen_expert
+from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import BackendError
 
 
@@ -54,11 +57,27 @@ def test_what_is_over_is_zero(layer):
     assert not packed.tensors["out"][0][14, :, :, 16:].any()  # the last cluster has columns 1008 to 1023
 
 
-def test_the_kernel_runs_only_where_it_is_asked_for(monkeypatch):
+@pytest.mark.parametrize(("wish", "made"), [(None, None), ("portable", None), ("persistent", Misfit),
+                                            ("fast", BackendError)])
+def test_a_model_that_does_not_fit_runs_on_the_portable_kernels(monkeypatch, caplog, wish, made):
     monkeypatch.delenv("PI05_EXPERT", raising=False)
-    assert not persistent.asked_for()
-    monkeypatch.setenv("PI05_EXPERT", "persistent")
-    assert persistent.asked_for()
-    monkeypatch.setenv("PI05_EXPERT", "fast")
-    with pytest.raises(BackendError, match="portable or persistent"):
-        persistent.asked_for()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9, name="a GPU"))
+    if wish:
+        monkeypatch.setenv("PI05_EXPERT", wish)
+    caplog.set_level("INFO")
+    if made is None:
+        assert chosen_expert(tiny_config(), torch.device("cuda")) is None
+        assert ("portable kernels" in caplog.text) == (wish is None)  # said where nobody chose
+        return
+    with pytest.raises(made) as refused:
+        chosen_expert(tiny_config(), torch.device("cuda"))
+    assert type(refused.value) is made
+
+
+def test_a_gpu_with_too_few_clusters_runs_the_portable_kernels(monkeypatch):
+    monkeypatch.delenv("PI05_EXPERT", raising=False)
+    gpu = SimpleNamespace(major=9, name="half a GPU", shared_memory_per_block_optin=227 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    probe = SimpleNamespace(kernel=lambda *_: SimpleNamespace(max_clusters=lambda *_: 14))
+    monkeypatch.setattr(persistent, "Program", lambda *_: probe)
+    assert chosen_expert(Pi05Config(), torch.device("cuda")) is None

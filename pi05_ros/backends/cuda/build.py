@@ -9,7 +9,7 @@ import torch
 
 from pi05_ros.backends.cuda import checks
 from pi05_ros.backends.cuda.packing import pack
-from pi05_ros.backends.cuda.persistent import asked_for, persistent_expert
+from pi05_ros.backends.cuda.persistent import chosen_expert
 from pi05_ros.backends.cuda.shapes import allocate
 from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.model.weights import Progress, WeightSource
@@ -29,7 +29,7 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     from pi05_ros.backends.cuda.tilings import tilings_for
 
     with torch.cuda.device(device):
-        persistent = persistent_expert(config, device) if "expert" in wanted and asked_for() else None
+        persistent = chosen_expert(config, device) if "expert" in wanted else None
         weights = pack(source, device, wanted, on_progress, persistent.clusters if persistent else 0)
         buffers = allocate(config, device, persistent is not None)
         tilings = tilings_for(config, weights, buffers, Gpu.of(device))

@@ -49,7 +49,7 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
 
 
 def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, rows: int) -> None:
-    """b.source, b.valid, b.positions, b.prefix_images to b.prefix_keys and b.prefix_values: Gemma less its last attention."""
+    """b.source, b.valid, b.positions, b.prefix_images to b.prefix_keys and values: Gemma less its last attention."""
     x, normed, qkv = b.prefix_x[:rows], b.prefix_normed[:rows], b.prefix_qkv[:rows]
     attended, gate_up, hidden = b.prefix_attended[:rows], b.prefix_gate_up[:rows], b.prefix_hidden[:rows]
     fill(b.source[:rows], b.prefix_images, w.embedding, x)

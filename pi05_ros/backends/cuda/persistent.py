@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ THREADS, SHARED_BYTES = 320, 227 * 1024  # as csrc/expert_shapes.cuh asserts
 MOST_KEYS, MOST_TOKENS = 1024, 56
 FEWEST_CLUSTERS, MOST_CLUSTERS = 15, 16
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Persistent:
@@ -28,33 +31,48 @@ class Persistent:
     clusters: int
 
 
-def asked_for() -> bool:
-    """`PI05_EXPERT=persistent`; without it the portable kernels run."""
-    wish = os.environ.get("PI05_EXPERT", "portable")
-    if wish not in ("portable", "persistent"):
-        raise BackendError("PI05_EXPERT", expected="portable or persistent", received=repr(wish),
-                           way_out="portable runs everywhere; persistent is one kernel for a data centre's Hopper GPU.")
-    return wish == "persistent"
+class Misfit(BackendError):
+    """This GPU or this model is not one that the persistent kernel was made for."""
+
+
+def chosen_expert(config: Pi05Config, device: torch.device) -> Persistent | None:
+    """The persistent kernel where GPU and model fit, else None: the portable kernels, which run everywhere.
+
+    `PI05_EXPERT=portable` chooses those in any case, `persistent` raises BackendError where the kernel does not fit.
+    """
+    wish = os.environ.get("PI05_EXPERT", "auto")
+    if wish not in ("auto", "portable", "persistent"):
+        raise BackendError("PI05_EXPERT", expected="auto, portable or persistent", received=repr(wish),
+                           way_out="auto takes one kernel for the whole loop where GPU and model fit it.")
+    if wish == "portable":
+        return None
+    try:
+        return persistent_expert(config, device)
+    except Misfit as misfit:
+        if wish == "persistent":
+            raise
+        log.info("The action expert runs as portable kernels. %s", misfit)
+        return None
 
 
 def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
-    """Compiled for this GPU; raises BackendError where the GPU or the model does not fit."""
+    """Compiled for this GPU; raises Misfit where the GPU or the model does not fit."""
     e, gpu = config.expert, torch.cuda.get_device_properties(device)
+    way_out = "Leave PI05_EXPERT out: the portable kernels run here."
     geometry = (e.width, e.mlp_dim, e.num_heads, e.num_kv_heads, e.head_dim, config.action_dim)
     keys = config.prefix_len + config.action_horizon
     if geometry != (1024, 4096, 8, 1, 256, 32) or padded_tokens(config) > MOST_TOKENS or keys > MOST_KEYS:
-        raise BackendError("PI05_EXPERT=persistent", expected=f"pi0.5's expert, at most {MOST_TOKENS} action tokens "
-                           f"and {MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
-                           way_out="Leave PI05_EXPERT out: the portable kernels run this model.")
+        raise Misfit("expert as one kernel", expected=f"pi0.5's expert, at most {MOST_TOKENS} action tokens "
+                     f"and {MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
+                     way_out=way_out)
     clusters = 0
     if gpu.major == 9 and getattr(gpu, "shared_memory_per_block_optin") >= SHARED_BYTES:  # noqa: B009  (no stub)
         probe = Program("probe", {}, device).kernel("probe", SHARED_BYTES)
         clusters = min(MOST_CLUSTERS, probe.max_clusters((MOST_CLUSTERS * CLUSTER,), THREADS, CLUSTER))
     if clusters < FEWEST_CLUSTERS:
-        raise BackendError("PI05_EXPERT=persistent", expected=f"a GPU that runs {FEWEST_CLUSTERS} clusters of "
-                           f"{CLUSTER} blocks with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
-                           received=f"{gpu.name}, {clusters} of them",
-                           way_out="Leave PI05_EXPERT out: the portable kernels run on this GPU.")
+        raise Misfit("expert as one kernel", expected=f"a GPU that runs {FEWEST_CLUSTERS} clusters of {CLUSTER} blocks "
+                     f"with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
+                     received=f"{gpu.name}, {clusters} of them", way_out=way_out)
     program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "KEY_ROWS": keys,
                                  "CLUSTERS": clusters}, device)
     return Persistent(program.kernel("denoise", SHARED_BYTES), clusters)
