@@ -31,7 +31,7 @@ ALLOWED = {
     "transforms": f"{CONTRACTS} sentencepiece PIL yaml",
     "model": f"{CONTRACTS} transforms.images torch safetensors",
     "backends": f"{MODEL} triton cuda tensorrt tensorrt_rtx torch_tensorrt",
-    "runtime": f"{TRANSFORMS} backends.base torch model.checkpoint model.recipe model.weights",
+    "runtime": f"{TRANSFORMS} backends.base torch model.checkpoint model.pinned model.recipe model.weights",
     "runtime.gpu_sensors": "torch pynvml",
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call
     "sim": f"{BELOW} {ROS} mujoco",

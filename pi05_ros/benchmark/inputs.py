@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import ConfigError
+from pi05_ros.model.pinned import pinned_copy
 
 CAMERA_FRAME = (480, 640)  # height and width of a raw camera frame
 
@@ -33,7 +34,8 @@ STANDARD_SHAPES = (Shape(3, 200, 10), Shape(2, 48, 10), Shape(3, 200, 3))
 class BenchmarkInputs:
     """One observation on the device: frames N x uint8 [1, 224, 224, 3] (host), masks, tokens [1, L], noise, state.
 
-    `camera_frames` are as a camera sends them, N x uint8 [1, 480, 640, 3] (host): for stage 0 by itself.
+    `camera_frames` are as a camera sends them, N x uint8 [1, 480, 640, 3] (host, where the node keeps them: for a GPU
+    in pinned memory): for stage 0 by itself.
     """
 
     frames: list[np.ndarray]
@@ -55,6 +57,10 @@ def check_shape(config: Pi05Config, cameras: int, tokens: int) -> None:
                           way_out="The model has no more prompt slots.")
 
 
+def placed(frame: np.ndarray, device: torch.device) -> np.ndarray:
+    return np.asarray(pinned_copy(frame.data.cast("B"))).reshape(frame.shape) if device.type == "cuda" else frame
+
+
 def random_inputs(config: Pi05Config, device: torch.device, cameras: int, tokens: int, seed: int) -> BenchmarkInputs:
     """`cameras` present cameras and `tokens` valid prompt tokens; what is masked is left out, as `trimmed` does."""
     check_shape(config, cameras, tokens)
@@ -68,5 +74,6 @@ def random_inputs(config: Pi05Config, device: torch.device, cameras: int, tokens
         token_mask=torch.ones(1, tokens, dtype=torch.bool, device=device),
         noise=put(rng.standard_normal((1, config.action_horizon, config.action_dim), dtype=np.float32)),
         state=put(rng.uniform(-1, 1, (1, config.action_dim)).astype(np.float32)),
-        camera_frames=[rng.integers(0, 256, (1, *CAMERA_FRAME, 3), dtype=np.uint8) for _ in range(cameras)],
+        camera_frames=[placed(rng.integers(0, 256, (1, *CAMERA_FRAME, 3), dtype=np.uint8), device)
+                       for _ in range(cameras)],
     )

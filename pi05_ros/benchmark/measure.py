@@ -85,8 +85,8 @@ def sound(row: Row, dtype: str) -> list[Gate]:
 def parts(stages: base.StageSet, inputs: BenchmarkInputs, num_steps: int) -> dict[str, Callable[[], object]]:
     """What is timed: each stage on the real output of the one before, and `total`.
 
-    `images` starts from raw camera frames on the host. `total` starts from 224x224 uint8 images, tokens and noise on
-    the device, and ends with actions on the device.
+    `images` starts from raw camera frames on the host, for a GPU in pinned memory as the node keeps them. `total`
+    starts from 224x224 uint8 images, tokens and noise on the device, and ends with actions on the device.
     """
     prefix = (inputs.image_mask, inputs.tokens, inputs.token_mask)
     uint8 = torch.from_numpy(np.concatenate(inputs.frames)).to(stages.device)

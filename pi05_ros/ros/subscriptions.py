@@ -19,7 +19,7 @@ from std_msgs.msg import String
 
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.ros.conversions import ImageDecoder, JointReader, WireFrame
-from pi05_ros.ros.wire_images import read_compressed_image, read_image
+from pi05_ros.ros.wire_images import WireImage, read_compressed_image, read_image
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
 from pi05_ros.schema import CAMERAS, Observation
@@ -34,6 +34,7 @@ class Subscriptions:
     Args:
         cameras: the cameras of `schema.CAMERAS` to listen to.
         compressed: to CompressedImage on `<topic>/compressed`, as image_transport names it.
+        place: pixels to where they shall wait for the worker.
         report: takes an ObservationError for a message that was refused.
         on_prompt: takes the text of ~/prompt.
 
@@ -41,8 +42,8 @@ class Subscriptions:
     """
 
     def __init__(self, node: Node, group: CallbackGroup, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox,
-                 reliable: bool, compressed: bool, report: Callable[[ObservationError], None],
-                 on_prompt: Callable[[str], None]) -> None:
+                 reliable: bool, compressed: bool, place: Callable[[memoryview], memoryview],
+                 report: Callable[[ObservationError], None], on_prompt: Callable[[str], None]) -> None:
         self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
         self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))
@@ -50,7 +51,8 @@ class Subscriptions:
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._read: Callable[[bytes], WireFrame] = read_compressed_image if compressed else read_image
+        self._read: Callable[[bytes], WireFrame] = read_compressed_image if compressed else self._placed
+        self._place = place
         self._all: list[Subscription] = []
         for camera in cameras:
             topic = node.resolve_topic_name(f"~/{TOPICS[camera]}") + suffix  # remap the image topic, not its variants
@@ -86,6 +88,11 @@ class Subscriptions:
                 self._put(camera, message, message.stamp_ns)
 
         return store
+
+    def _placed(self, cdr: bytes) -> WireImage:
+        """With pixels that need no conversion in their place; the others are made anew on the worker's side."""
+        image = read_image(cdr)
+        return replace(image, data=self._place(image.data), cdr=b"") if image.encoding == "rgb8" else image
 
     def _on_text(self, message: String) -> None:
         self._on_prompt(message.data)

@@ -12,6 +12,7 @@ from pi05_ros.backends import base
 from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
+from pi05_ros.model.pinned import pinned_copy
 from pi05_ros.model.recipe import RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
 from pi05_ros.runtime.forward import Forward
@@ -104,6 +105,10 @@ class Policy:
     def sensors(self) -> Sensors:
         """Reads the GPU's memory and temperature, for diagnostics."""
         return gpu_sensors(self.stages.device)
+
+    def place(self, pixels: memoryview) -> memoryview:
+        """Pixels to where `infer` takes them from without a copy: pinned memory for a GPU. Raises ObservationError."""
+        return pinned_copy(pixels) if self.stages.device.type == "cuda" else pixels
 
     def summary(self) -> str:
         """One line for logs: what runs where."""

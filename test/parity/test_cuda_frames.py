@@ -10,6 +10,7 @@ from pi05_ros.backends import base
 from pi05_ros.config import tiny_config
 from pi05_ros.errors import BackendError, ConfigError, ObservationError
 from pi05_ros.model import images
+from pi05_ros.model.pinned import pinned_copy
 from pi05_ros.model.recipe import RecipeSource
 
 pytestmark = pytest.mark.gpu
@@ -101,6 +102,23 @@ def test_calls_behind_a_busy_stream_keep_their_frames():
     torch.cuda.synchronize()
     for result, frames in zip(results, sets, strict=True):
         check(result, frames, "pil")
+
+
+def test_frames_in_pinned_memory_go_up_from_there_and_are_kept_until_they_are_read():
+    ours, busy = preparation(), torch.randn(4096, 4096, device=DEVICE)
+    frames = [frame_of((480, 640)), frame_of(random_size()), frame_of((225, 224))]
+    there = [np.asarray(pinned_copy(frame.data.cast("B"))).reshape(frame.shape) for frame in frames]
+    ours.prepare(frames)
+    ours._staging.fill_(0)  # what still went through it would be black
+    for _ in range(10):
+        busy @ busy
+    result = ours.prepare([there[0], frames[1], there[2]])
+    assert not ours._staging[:frames[0].size].any() and not ours._staging[-frames[2].size:].any()
+    del there  # the memory is free for the next who asks, unless it is kept
+    for frame in frames:
+        for _ in range(3):
+            np.asarray(pinned_copy(bytes(frame.size)))
+    check(result, frames, "pil")
 
 
 def test_refuses_what_the_transform_refuses_and_batches():

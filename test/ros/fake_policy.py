@@ -24,6 +24,9 @@ class FakePolicy:
     def pipeline(self, overlap):
         return Sequential(self)
 
+    def place(self, pixels):
+        return pixels
+
     def sensors(self):
         return lambda: {"gpu_temperature_c": 40}
 

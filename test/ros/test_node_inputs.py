@@ -8,6 +8,7 @@ from fake_policy import FakePolicy
 from rclpy.parameter import Parameter
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.errors import ObservationError
 from pi05_ros.ros.policy_node import PolicyNode
 
 
@@ -40,6 +41,36 @@ def test_other_encodings_arrive_as_rgb(active, robot):
 
     robot.next_trajectory(send)
     np.testing.assert_array_equal(active.parts.policy.seen[0].images["base_0_rgb"], robot.frames[0])
+
+
+def test_pixels_wait_where_the_policy_wants_them(node, robot, monkeypatch):
+    """As in a GPU's pinned memory; those of other encodings are made anew anyway."""
+    where = []
+
+    def place(self, pixels):
+        where.append(bytearray(pixels))
+        return memoryview(where[-1])
+
+    monkeypatch.setattr(FakePolicy, "place", place)
+    assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
+    bgr = robot.frames[2][:, :, ::-1].tobytes()
+    third = {"encoding": "bgr8", "data": bgr}
+    robot.next_trajectory(lambda: robot.send([robot.image(0), robot.image(1), robot.image(2, **third)]))
+    seen = node.parts.policy.seen[0].images
+    for camera, frame in zip(seen, robot.frames, strict=True):
+        np.testing.assert_array_equal(seen[camera], frame)
+    placed = [np.frombuffer(memory, np.uint8) for memory in where]
+    assert [any(np.shares_memory(image, memory) for memory in placed) for image in seen.values()] == [True, True, False]
+
+
+def test_a_place_that_has_no_room_is_an_input_refused(active, robot, monkeypatch):
+    def full(pixels):
+        raise ObservationError("image", expected="room", received="none", way_out="none", cause="pinned memory")
+
+    monkeypatch.setattr(active.parts.inputs, "_place", full)
+    robot.until(lambda: active.diagnostics.refused["pinned memory"] > 0, robot.send, "a refusal")
+    monkeypatch.undo()
+    robot.next_trajectory()
 
 
 def test_an_optional_camera_that_is_silent_is_left_out(active, robot):

@@ -1,6 +1,7 @@
-"""Stage 0 on the GPU: camera frames through pinned memory, one copy each, to images in the static buffer.
+"""Stage 0 on the GPU: camera frames from pinned memory to images in the static buffer.
 
-While one frame uploads the next is copied, so the stage takes little longer than the copies, which are most of it.
+Frames that lie elsewhere are copied into it first; while one uploads the next is copied, so that the stage then takes
+little longer than the copies, which are most of it.
 Nothing is allocated while the sizes of the frames stay the same, or come back.
 """
 
@@ -19,6 +20,7 @@ from pi05_ros.backends.cuda import checks
 from pi05_ros.backends.cuda.kernels.resample import FIELDS, resample
 from pi05_ros.backends.cuda.taps import PRECISION_BITS, axis_taps
 from pi05_ros.model.images import check_resize, to_unit
+from pi05_ros.model.pinned import is_pinned
 from pi05_ros.transforms.images import check_frame, letterbox
 
 Size = tuple[int, int] | None  # height and width, or no camera
@@ -46,11 +48,15 @@ class FramePreparation:
         self._layouts: dict[tuple[Size, ...], Layout] = {}
         self._staging = torch.empty(0, dtype=torch.uint8, pin_memory=True)
         self._raw = torch.empty(0, dtype=torch.uint8, device=self.device)
-        self._consumed = torch.cuda.Event()  # both are free again
+        self._reading: list[np.ndarray] = []  # the caller's frames that the GPU reads
+        self._consumed = torch.cuda.Event()  # all of these are free again
         self.prepare([None])  # compiles the kernel
 
     def prepare(self, frames: Sequence[np.ndarray | None]) -> Tensor:
         """N frames, uint8 [1, h, w, 3] or None (black), to float32 [1, N, 3, S, S] in [-1, 1], a view of `pixels`.
+
+        Frames in pinned memory (model/pinned.py) are read while the stream comes to it: who writes into them waits for
+        the images.
 
         Raises ObservationError as the transform does, BackendError for a batch and for too many cameras.
         """
@@ -62,8 +68,12 @@ class FramePreparation:
         sizes = tuple(None if frame is None else (frame.shape[1], frame.shape[2]) for frame in frames)
         self._consumed.synchronize()
         layout = self._layouts.get(sizes) or self._lay_out(sizes)
-        present = (frame for frame in frames if frame is not None)
+        present = [frame for frame in frames if frame is not None]
+        self._reading = [frame for frame in present if is_pinned(frame)]
         for frame, staged, (raw, source) in zip(present, layout.staged, layout.uploads, strict=True):
+            if any(frame is ready for ready in self._reading):
+                raw.copy_(torch.from_numpy(frame).flatten(), non_blocking=True)
+                continue
             np.copyto(staged, frame)  # one core: PyTorch's copy takes all, and waits for the busiest
             raw.copy_(source, non_blocking=True)
         images = self.pixels[:len(frames)]
