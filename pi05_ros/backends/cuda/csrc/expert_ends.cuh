@@ -1,16 +1,13 @@
 // The residual of this warp's token, 4 columns a lane, and the ends of a denoising step: actions to the residual, the
 // residual to a velocity. Float32 throughout.
 #pragma once
-#include "expert_products.cuh"
+#include "expert_epilogues.cuh"
 
 struct Residual {
     float4 x;
     int token, column;  // the first of 4
     bool owns, inside;  // this warp a token; this lane columns of it
 };
-__device__ __forceinline__ float4 four(const float* p, bool inside) {
-    return inside ? *reinterpret_cast<const float4*>(p) : make_float4(0.f, 0.f, 0.f, 0.f);
-}
 __device__ __forceinline__ float squared(float4 x) { return warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w); }
 
 // x += gate * sum
