@@ -64,7 +64,8 @@ __device__ __forceinline__ void store_hidden(const Place& at, const float (&sums
 }
 
 // Each block has the cluster's columns of every token, over its own part of k: every token to the block that owns it, in
-// bfloat16 (half the bytes: that is what it costs), then (lanes below COLUMNS / 4, 4 columns each) what came for this warp's token.
+// bfloat16 (half the bytes: that is what it costs), then (lanes below COLUMNS / 4, 4 columns each) what came for this
+// warp's token.
 __device__ __forceinline__ float4 exchange_sums(const Place& at, const float (&sums)[COLUMNS / 4], u32 bar, u32 parity) {
     const int token = token_of_sums(), owner = token / OWN;
     if (threadIdx.x == 0) mbarrier_expect(bar, OUT_INBOX);
