@@ -39,22 +39,28 @@ def test_rows_come_back(layer, clusters):
 
 
 def test_a_slot_holds_its_rows_and_k(layer):
+    """Thread q of four gets the sums of the rows at 8 j + 2 q and the next: of neighbours in the result."""
     packed = PackedLayers(1, 15, torch.device("cpu"))
     packed.append(layer)
-    down = packed.tensors["down"][0][2, 3].view(4, 16, 72, 8)  # cluster 2, block 3: slots of 128 k
-    assert torch.equal(down[1, 5, 70], layer.down[2 * 72 + 70, 3 * 512 + 128 + 40:3 * 512 + 128 + 48])
-    gate_up = packed.tensors["gate_up"][0][7, 0]  # block 7 has features 252 to 287, gate and up in turn
-    assert torch.equal(gate_up[2, 0], layer.gate_up[252, 16:24])
-    assert torch.equal(gate_up[2, 1], layer.gate_up[4096 + 252, 16:24])
-    qkv = packed.tensors["qkv"][0][3 * 8 + 2, 0]  # head 3, block 2: features 32 to 47 and 160 to 175
-    assert torch.equal(qkv[127, 5], layer.qkv[3 * 256 + 37, 1016:])
-    assert torch.equal(qkv[127, 21], layer.qkv[3 * 256 + 128 + 37, 1016:])
+    down = packed.tensors["down"][0][2, 3].view(4, 16, 72, 8)[1, 5]  # cluster 2, block 3; the second slot of 128 k
+    k = slice(3 * 512 + 128 + 40, 3 * 512 + 128 + 48)
+    for j, q, row in ((0, 3, 24), (3, 1, 14), (4, 0, 32), (7, 2, 54), (8, 3, 70)):
+        assert torch.equal(down[8 * j + 2 * q:8 * j + 2 * q + 2], layer.down[2 * 72 + row:2 * 72 + row + 2, k])
+    gate_up = packed.tensors["gate_up"][0][7, 0][2]  # block 7 has features 252 to 287
+    for j, q, feature in ((0, 0, 252), (5, 1, 265), (7, 3, 283), (8, 2, 286)):
+        assert torch.equal(gate_up[8 * j + 2 * q], layer.gate_up[feature, 16:24])
+        assert torch.equal(gate_up[8 * j + 2 * q + 1], layer.gate_up[4096 + feature, 16:24])
+    qkv = packed.tensors["qkv"][0][3 * 8 + 2, 0][127]  # head 3, block 2: features 32 to 47 and 160 to 175
+    for j, q, feature in ((0, 1, 36), (1, 1, 38), (2, 3, 172), (3, 0, 162)):
+        assert torch.equal(qkv[8 * j + 2 * q], layer.qkv[3 * 256 + feature, 1016:])
 
 
 def test_what_is_over_is_zero(layer):
     packed = PackedLayers(1, 15, torch.device("cpu"))
     packed.append(layer)
-    assert not packed.tensors["out"][0][14, :, :, 16:].any()  # the last cluster has columns 1008 to 1023
+    last = packed.tensors["out"][0][14]  # has columns 1008 to 1023: two of four threads, in the first four j
+    assert not last[:, :, 32:].any() and not last[:, :, :32].unflatten(2, (4, 4, 2))[:, :, :, 2:].any()
+    assert last[:, :, :32].unflatten(2, (4, 4, 2))[:, :, :, :2].all()
 
 
 @pytest.mark.parametrize(("wish", "made"), [(None, None), ("portable", None), ("persistent", Misfit),

@@ -2,7 +2,8 @@
 
 A slot of the kernel's ring is `columns` rows of a weight and 128 k of it (q, k, v: 32 rows and 256 k), as
 [k / 8][row][8]. `out` and `down` split k over the 8 blocks of a cluster, which has the rows; of `qkv` and `gate_up` a
-block has some rows and all of k.
+block has some rows and all of k. wgmma gives a thread q of four the sums of rows 8 j + 2 q and the next, for every j;
+the rows lie so that these are neighbours in the result.
 """
 
 from __future__ import annotations
@@ -18,15 +19,26 @@ from torch import Tensor
 WIDTH, MLP, HEADS, HEAD_DIM, CLUSTER = 1024, 4096, 8, 256, 8
 
 
+def order(columns: int, run: int) -> list[int]:
+    """Which row lies where, so that a thread has runs of that many neighbours; of the 8 rows that may be left, two."""
+    whole = columns - columns % (4 * run)
+    return [first + run * q + 2 * j + i for first in range(0, whole, 4 * run)
+            for j in range(run // 2) for q in range(4) for i in (0, 1)] + list(range(whole, columns))
+
+
 @dataclass(frozen=True)
 class Slots:
-    """A weight [rows, k] as `owners` groups of `columns` rows, its k over `blocks` blocks; rows beyond are zeros."""
+    """A weight [rows, k] as `owners` groups of rows in `order`, k over `blocks` blocks; rows beyond are zeros."""
 
     rows: int
     k: int
     owners: int
-    columns: int
+    order: list[int]
     blocks: int
+
+    @property
+    def columns(self) -> int:
+        return len(self.order)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -35,11 +47,15 @@ class Slots:
     def pack(self, weight: Tensor) -> Tensor:
         """[rows, k] to `shape`."""
         padded = F.pad(weight, (0, 0, 0, self.owners * self.columns - self.rows))
-        return padded.view(self.owners, self.columns, self.blocks, -1, 8).permute(0, 2, 3, 1, 4)
+        ordered = padded.view(self.owners, self.columns, self.k)[:, self.order]
+        return ordered.view(self.owners, self.columns, self.blocks, -1, 8).permute(0, 2, 3, 1, 4)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Back to [rows, k]."""
-        return packed.view(self.shape).permute(0, 3, 1, 2, 4).reshape(-1, self.k)[:self.rows]
+        ordered = packed.view(self.shape).permute(0, 3, 1, 2, 4).reshape(self.owners, self.columns, self.k)
+        rows = torch.empty_like(ordered)
+        rows[:, self.order] = ordered
+        return rows.view(-1, self.k)[:self.rows]
 
 
 class PackedLayers:
@@ -47,10 +63,11 @@ class PackedLayers:
 
     def __init__(self, depth: int, clusters: int, device: torch.device) -> None:
         self.depth, columns = 0, math.ceil(WIDTH / 8 / clusters) * 8  # depth: layers so far
-        self.slots = {"qkv": Slots((HEADS + 2) * HEAD_DIM, WIDTH, (HEADS + 2) * CLUSTER, 32, 1),
-                      "out": Slots(WIDTH, HEADS * HEAD_DIM, clusters, columns, CLUSTER),
-                      "gate_up": Slots(2 * MLP, WIDTH, math.ceil(2 * MLP / columns), columns, 1),
-                      "down": Slots(WIDTH, MLP, clusters, columns, CLUSTER)}
+        eights = order(columns, 8)
+        self.slots = {"qkv": Slots((HEADS + 2) * HEAD_DIM, WIDTH, (HEADS + 2) * CLUSTER, order(32, 4), 1),
+                      "out": Slots(WIDTH, HEADS * HEAD_DIM, clusters, eights, CLUSTER),
+                      "gate_up": Slots(2 * MLP, WIDTH, math.ceil(2 * MLP / columns), order(columns, 16), 1),
+                      "down": Slots(WIDTH, MLP, clusters, eights, CLUSTER)}
         self.tensors = {name: torch.empty(depth, *slots.shape, dtype=torch.bfloat16, device=device)
                         for name, slots in self.slots.items()}
 

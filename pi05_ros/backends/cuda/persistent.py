@@ -16,8 +16,8 @@ from pi05_ros.backends.cuda.shapes import Buffers, padded_tokens
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
 
-THREADS, SHARED_BYTES = 320, 227 * 1024  # as csrc/expert_shapes.cuh asserts
-MOST_KEYS, MOST_TOKENS = 1024, 56
+THREADS, SHARED_BYTES = 384, 227 * 1024  # as csrc/expert_shapes.cuh asserts
+MOST_KEYS, MOST_TOKENS = 128, 56  # keys of a block
 FEWEST_CLUSTERS, MOST_CLUSTERS = 15, 16
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,11 @@ def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
     e, gpu = config.expert, torch.cuda.get_device_properties(device)
     way_out = "Leave PI05_EXPERT out: the portable kernels run here."
     geometry = (e.width, e.mlp_dim, e.num_heads, e.num_kv_heads, e.head_dim, config.action_dim)
-    keys = config.prefix_len + config.action_horizon
+    keys = -(-config.prefix_len // CLUSTER) + padded_tokens(config) // CLUSTER
     if geometry != (1024, 4096, 8, 1, 256, 32) or padded_tokens(config) > MOST_TOKENS or keys > MOST_KEYS:
         raise Misfit("expert as one kernel", expected=f"pi0.5's expert, at most {MOST_TOKENS} action tokens "
-                     f"and {MOST_KEYS} keys", received=f"{geometry}, {config.action_horizon} and {keys}",
+                     f"and {MOST_KEYS} keys in each of {CLUSTER} parts",
+                     received=f"{geometry}, {config.action_horizon} and {keys}",
                      way_out=way_out)
     clusters = 0
     if gpu.major == 9 and getattr(gpu, "shared_memory_per_block_optin") >= SHARED_BYTES:  # noqa: B009  (no stub)
@@ -73,8 +74,8 @@ def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
         raise Misfit("expert as one kernel", expected=f"a GPU that runs {FEWEST_CLUSTERS} clusters of {CLUSTER} blocks "
                      f"with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
                      received=f"{gpu.name}, {clusters} of them", way_out=way_out)
-    program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "KEY_ROWS": keys,
-                                 "CLUSTERS": clusters}, device)
+    program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "CLUSTERS": clusters,
+                                 "KEY_ROWS": config.prefix_len + config.action_horizon}, device)
     return Persistent(program.kernel("denoise", SHARED_BYTES), clusters)
 
 

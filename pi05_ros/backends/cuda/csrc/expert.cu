@@ -1,25 +1,26 @@
 // The action expert's whole denoising loop in one kernel: every step, every layer, blocks that stay.
 //
 // One launch instead of 110 a step. Blocks meet at a barrier of the whole grid five times a layer; the weights of the next
-// product are on their way into a ring in shared memory before the barrier, so that memory does not wait for it. Clusters of 8 blocks
-// share activations (one load, eight copies), and add their parts of k and of the keys through each other's shared memory.
-// The residual, float32, never leaves the registers of the block that owns it.
+// product are on their way into a ring in shared memory before the barrier, so that memory does not wait for it. Clusters
+// of 8 blocks share activations (one load, eight copies), and add their parts of k and of the keys through each other's
+// shared memory. The residual, float32, never leaves the registers of the block that owns it.
 //
-// Floor: the weights, 623 MB a step (0.147 ms at 4.25 TB/s). Checked against model/gemma.py in float32, and bit for bit
+// Floor: the weights, 623 MB a step (0.147 ms at 4.25 TB/s). What it takes, on an H200 with 968 keys before the action
+// tokens: 0.44 ms a step, 24 us a layer; barriers and the loads behind them are nearly half of that. Nothing may spill:
+// every look at the barrier empties the L1. Checked against model/gemma.py in float32, and bit for bit
 // against itself. Tables as in modulation.py: (1 + scale) rides on the activation, 1/rms on the product, shift is a bias.
 #include "expert_attention.cuh"
 #include "expert_ends.cuh"
 
-__device__ __forceinline__ float gelu_tanh(float x) {  // the logistic form: one exponential
-    return x / (1.f + exp2_fast(-2.302208198f * (x + 0.044715f * x * x * x)));
-}
 // ---- copies that the conductor starts (one thread) ----
-// The residual's activations in 8 chunks, each loaded by one block of the cluster for all of them.
+// The residual's activations in 8 chunks, in order; each block of the cluster loads an eighth of each for all of them.
 __device__ __forceinline__ void share_activations(const Place& at, const u16* from, u32 bars) {
 #pragma unroll 1
-    for (int i = 0; i < CLUSTER; ++i) mbarrier_expect(bars + 8 * i, 4 * K32);
-    bulk_load_all(shared_address(shared + ACT) + at.rank * 4 * K32, from + at.rank * 2 * K32, 4 * K32,
-                  bars + 8 * at.rank, 0xff);
+    for (int i = 0; i < CLUSTER; ++i) {
+        mbarrier_expect(bars + 8 * i, 4 * K32);
+        const int part = 8 * i + at.rank;
+        bulk_load_all(shared_address(shared + ACT) + part * (K32 / 2), from + part * (K32 / 4), K32 / 2, bars + 8 * i, 0xff);
+    }
 }
 // This block's eighth of wider activations, in chunks of 128 features.
 __device__ __forceinline__ void load_activations(const Place& at, const u16* from, int chunks, u32 bars) {
@@ -40,14 +41,15 @@ __device__ __forceinline__ void conductor(const Place& at, const u16* act, const
 #pragma unroll 1
     for (int step = 0; step < steps; ++step)
 #pragma unroll 1
-        for (int phase = 0; phase <= 5 * DEPTH; ++phase)
-            conduct(arrivals, met += BLOCKS, [&] {
-                const int kind = phase == 5 * DEPTH ? 5 : phase % 5;
+        for (int phase = 0; phase <= 5 * DEPTH; ++phase) {
+            const int kind = phase == 5 * DEPTH ? 5 : phase % 5;
+            conduct(arrivals, met += BLOCKS, kind == 1, [&] {
                 if (kind == 3 || kind == 0 && at.cluster < HEADS + 2) share_activations(at, act, bars);
                 else if (kind == 1) share_queries(at, queries, bars);
                 else if (kind == 2 || kind == 4)
                     load_activations(at, kind == 2 ? attended : hidden, kind, bars);
             });
+        }
 }
 
 // ---- the carrier: every weight this block needs, in order, as soon as a slot is free (one thread) ----
@@ -60,17 +62,23 @@ __device__ __forceinline__ void carrier(const Place& at, const u8* qkv, const u8
         const u8* from = kind == 0 ? qkv : kind == 1 ? out : kind == 2 ? gate_up : down;
         const int owners = kind == 0 ? QKV_BLOCKS : kind == 2 ? MLP_BLOCKS : BLOCKS;
         const u32 bytes = kind == 0 ? QKV_SLOT : SLOT;
-        int blocks = at.block >= owners ? 0 : kind == 1 ? 2 : kind == 2 ? 8 : 4;
+        const bool mine = at.block < owners;
+        int blocks = kind == 1 ? 2 : kind == 2 ? 8 : 4;  // of the ring
         from += (long long)(layer * owners + at.block) * blocks * bytes;
-        if (kind == 1) {  // the keys had the ring's memory
+        if (kind == 2) {  // the keys had the ring's first slots; two slots more than there are wait in the L2
+            if (mine) prefetch_l2(from + SLOTS * SLOT, (blocks - SLOTS) * SLOT);
             mbarrier_wait(bars + 8 * KEYS_READ, keys_read);
             keys_read ^= 1;
         }
 #pragma unroll 1
         for (; blocks; --blocks, from += bytes) {
             mbarrier_wait(bars + 8 * (EMPTY + slot), parity);
-            mbarrier_expect(bars + 8 * (FULL + slot), bytes);
-            bulk_load(shared_address(shared + RING) + slot * SLOT, from, bytes, bars + 8 * (FULL + slot));
+            if (mine) {
+                mbarrier_expect(bars + 8 * (FULL + slot), bytes);
+                bulk_load(shared_address(shared + RING) + slot * SLOT, from, bytes, bars + 8 * (FULL + slot));
+            } else {
+                mbarrier_arrive(bars + 8 * (FULL + slot));
+            }
             if (++slot == SLOTS) slot = 0, parity ^= 1;
         }
     }
@@ -95,24 +103,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
     const u32 bars = shared_address(shared + BARS), inbox = bars + 8 * INBOX_BAR;
     float* factors = reinterpret_cast<float*>(shared + FACTORS);
     float* bias_mlp = reinterpret_cast<float*>(shared + BIAS);
-    float2* rope = reinterpret_cast<float2*>(shared + ROPE);
     const Part part = part_of_keys(at, prefix);
 
     if (threadIdx.x < EMPTY + SLOTS)  // workers' warps tell that keys and slots are read
         mbarrier_init(bars + 8 * threadIdx.x, threadIdx.x == KEYS_READ || threadIdx.x >= EMPTY ? WORKERS / 32 : 1);
     fence_barrier_init();
-    for (int i = threadIdx.x; i < TOKENS * 16; i += THREADS) {
-        bool turned = at.cluster <= HEADS && i / 16 < HORIZON;
-        int from = (counters[1] + i / 16) * (HEAD_DIM / 2) + at.rank * 16 + i % 16;
-        rope[i] = turned ? make_float2(cosines[from], sines[from]) : make_float2(1.f, 0.f);
-    }
     cluster_barrier();
-    if (warp == CONDUCTOR) return conductor(at, act, queries, attended, hidden, counters + 2, steps, bars);
-    if (warp == CARRIER) {
-        if (lane == 0) carrier(at, qkv, out, gate_up, down, steps, bars);
+    if (warp >= CONDUCTOR) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");  // 128 x 88 + 256 x 208 = 384 x 168
+        if (warp == CONDUCTOR) conductor(at, act, queries, attended, hidden, counters + 2, steps, bars);
+        else if (warp == CARRIER && lane == 0) carrier(at, qkv, out, gate_up, down, steps, bars);
         return;
     }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+    float* squares_end = squares + CLUSTERS * TOKENS;
     const u32 seen = seen_keys(at, part, valid);
+    const int token = token_of_sums(), turn = (counters[1] + token) * (HEAD_DIM / 2) + at.rank * 16 + 4 * at.q;
+    const bool turned = at.cluster <= HEADS && token < HORIZON;  // q and k; v keeps as it is
     u32 parity = 0;  // a bit for each of the first barriers in shared memory
     Ring ring = {bars, 0, 0};
     Residual x = {};
@@ -134,26 +141,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
 
             // q, k, v: a cluster a head, 32 rows a block
             workers_arrive();
-            float2 bias = has_qkv ? qkv_bias_of(at, qkv_bias + table * QKV) : make_float2(0.f, 0.f);
+            const float* bias_qkv = qkv_bias + table * QKV + at.cluster * HEAD_DIM + at.rank * 16 + 4 * at.q;
+            float4 bias = four(bias_qkv, has_qkv), bias_far = four(bias_qkv + HEAD_DIM / 2, has_qkv);
+            const float4 sine = four(sines + turn, turned);
+            const float4 cosine = turned ? four(cosines + turn, true) : make_float4(1.f, 1.f, 1.f, 1.f);
             workers_wait();
             if (has_qkv) {
                 if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
-                ring = product<32, 256, QKV_SUM_ROW>(ring, 4, parity);
+                float sums[8];
+                ring = product<32, 256>(ring, 4, parity, sums);
                 parity ^= 0xff;
-                store_qkv(at, factors, bias, rope, queries, layer_keys + prefix * HEAD_DIM, layer_values + prefix * HEAD_DIM);
+                store_qkv(at, sums, factors[token], bias, bias_far, cosine, sine, queries,
+                          layer_keys + prefix * HEAD_DIM, layer_values + prefix * HEAD_DIM);
+            } else {
+                ring = skip(ring, 4);
             }
 
             // attention: some rows of q a cluster, an eighth of the keys a block
             workers_arrive();
-            workers_sync();  // the sums are read, the ring is empty: keys and values may take their memory
-            fetch(part, layer_keys, layer_values, false);
+            workers_arrived();
+            fetch(part, layer_keys, layer_values, 0, part.before);  // the activations and four slots are read: room here
             workers_wait();
-            if (part.end > prefix) fetch(part, layer_keys, layer_values, true);
+            fetch(part, layer_keys, layer_values, part.before, part.count);
             copy_wait();
             mbarrier_wait(bars, parity & 1);
             parity ^= 1;
             workers_sync();
-            attend(at, seen, bars + 8 * KEYS_READ);
+            attend(at, part.count, seen, bars + 8 * KEYS_READ);
             workers_sync();
             exchange_attended(at, attended, inbox, parity);
 
@@ -161,9 +175,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             workers_arrive();
             float4 gate_now = four(gate, x.inside), scale_next = four(scale += WIDTH, x.inside);
             workers_wait();
-            ring = product<COLUMNS, 128, SUM_ROW>(ring, 2, parity);
+            float sums[COLUMNS / 4];
+            ring = product<COLUMNS, 128>(ring, 2, parity, sums);
             parity ^= 0x03;
-            add(x, gate_now, exchange_sums(at.rank, inbox, parity));
+            add(x, gate_now, exchange_sums(at, sums, inbox, parity));
             parity ^= 1 << INBOX_BAR;
             publish(at, x, scale_next, act, squares);
 
@@ -174,18 +189,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
                 bias_mlp[threadIdx.x] = gate_up_bias[(table * 2 + threadIdx.x % 2) * MLP + feature];
             }
             workers_wait();
-            if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
             if (has_mlp) {
-                ring = product<COLUMNS, 128, SUM_ROW>(ring, 8, parity);
-#pragma unroll 1
-                for (int i = threadIdx.x; i < TOKENS * (COLUMNS / 2); i += WORKERS) {
-                    int t = i / (COLUMNS / 2), pair = i % (COLUMNS / 2), feature = block * (COLUMNS / 2) + pair;
-                    float2 one = sum_at<float2, SUM_ROW>(0, t, 2 * pair), other = sum_at<float2, SUM_ROW>(1, t, 2 * pair);
-                    float g = (one.x + other.x) * factors[t] + bias_mlp[2 * pair];
-                    float u = (one.y + other.y) * factors[t] + bias_mlp[2 * pair + 1];
-                    if (feature < MLP) hidden[(feature / 8 * TOKENS + t) * 8 + feature % 8] = bf16(gelu_tanh(g) * u);
-                }
+                if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
+                ring = product<COLUMNS, 128>(ring, 8, parity, sums);
+                store_hidden(at, sums, factors[token], reinterpret_cast<const float2*>(bias_mlp), hidden);
             } else {
+                ring = skip(ring, 8);
                 for (int i = 0; i < 8; ++i) mbarrier_wait(bars + 8 * i, parity >> i & 1);
             }
             parity ^= 0xff;
@@ -194,18 +203,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             workers_arrive();
             gate_now = four(gate + WIDTH, x.inside), scale_next = four(scale += WIDTH, x.inside);
             workers_wait();
-            ring = product<COLUMNS, 128, SUM_ROW>(ring, 4, parity);
+            ring = product<COLUMNS, 128>(ring, 4, parity, sums);
             parity ^= 0x0f;
-            add(x, gate_now, exchange_sums(at.rank, inbox, parity));
+            add(x, gate_now, exchange_sums(at, sums, inbox, parity));
             parity ^= 1 << INBOX_BAR;
             if (layer < DEPTH - 1) publish(at, x, scale_next, act, squares);
-            else leave(at, x, scale_next, action_out, velocities, squares + CLUSTERS * TOKENS);
         }
+        leave(at, x, four(scale, x.inside), action_out, velocities, squares_end);
         workers_arrive();
         float bias = out_bias[step * ACTION_DIM + lane];
         workers_wait();
         if (x.owns) {
-            const float ahead = *dt * velocity(x.token, lane, velocities, squares + CLUSTERS * TOKENS, bias);
+            const float ahead = *dt * velocity(x.token, lane, velocities, squares_end, bias);
             float pulled = 0.f;
             if (counters[4] && x.token < HORIZON)
                 pulled = pull[step * HORIZON + x.token] *

@@ -3,42 +3,45 @@
 #pragma once
 #include "expert_shapes.cuh"
 
-struct Part {  // of the keys: first <= n < end; rows from `prefix` on are the action tokens' own
-    int first, end, prefix;
+// A block's keys: an eighth of the prefix's, then an eighth of the action tokens' own, which come last: few are best.
+struct Part {
+    int first, before, count;  // rows first.. of the prefix are keys 0.. `before`; then rows own..
+    int own;
+    __device__ __forceinline__ int row(int n) const { return n < before ? first + n : own + n - before; }
 };
 
 __device__ __forceinline__ Part part_of_keys(const Place& at, int prefix) {
-    int keys = prefix + HORIZON, share = ((keys + CLUSTER - 1) / CLUSTER + 7) / 8 * 8, first = at.rank * share;
-    return {first, min(first + share, keys), prefix};
+    const int share = (prefix + CLUSTER - 1) / CLUSTER;
+    const int first = min(at.rank * share, prefix), before = min(share, prefix - first);
+    return {first, before, before + max(0, min(OWN, HORIZON - at.rank * OWN)), prefix + at.rank * OWN};
 }
 
-// Keys as [HEAD_DIM / 32][KEYS][32], values by row. `own`: the action tokens' rows, else all the others;
-// rows that are over repeat the last, so that what no weight takes is finite.
-__device__ __noinline__ void fetch(Part part, const u16* keys, const u16* values, bool own) {
+// Keys `from` to `to` as [HEAD_DIM / 32][KEYS][32], values by row.
+__device__ __forceinline__ void fetch(Part part, const u16* keys, const u16* values, int from, int to) {
     const int lane = threadIdx.x % 32;
     u32 key = shared_address(shared + KEY_TILE) + lane / 4 * (KEYS * 64) + lane % 4 * 16;
+    const u32 swap = lane / 4 % 2 * 64;  // neighbours change places in every second tile of 32: other banks
     u32 value = shared_address(shared + VALUE_TILE) + lane * 16;
 #pragma unroll 1
-    for (int n = threadIdx.x / 32; n < KEYS; n += WORKERS / 32) {
-        int row = min(part.first + n, part.end - 1);
-        if ((row >= part.prefix) != own) continue;
-        copy_async(key + n * 64, keys + row * HEAD_DIM + lane * 8);
-        copy_async(value + n * VALUE_ROW, values + row * HEAD_DIM + lane * 8);
+    for (int n = from + threadIdx.x / 32; n < to; n += WORKERS / 32) {
+        const int at = part.row(n) * HEAD_DIM + lane * 8;
+        copy_async(key + (n * 64 ^ swap), keys + at);
+        copy_async(value + n * VALUE_ROW, values + at);
     }
 }
 // Which keys this thread's products may see: bit 2 n + i for key 8 n + 2 q + i of its warp's quarter.
 __device__ __forceinline__ u32 seen_keys(const Place& at, const Part& part, const u8* valid) {
     u32 seen = 0;
     for (int j = 0; j < 8; ++j) {
-        int row = part.first + at.warp % 4 * 32 + j / 2 * 8 + 2 * at.q + j % 2;
-        if (row < part.end && valid[row]) seen |= 1u << j;
+        int n = at.warp % 4 * 32 + j / 2 * 8 + 2 * at.q + j % 2;
+        if (n < part.count && valid[part.row(n)]) seen |= 1u << j;
     }
     return seen;
 }
 
 // Queries in QUERIES, keys and values in their tiles: the weighted values (not divided) to OUTPUT, bfloat16, and each
 // row's maximum and sum to ROW_STATS.
-__device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read) {
+__device__ __forceinline__ void attend(const Place& at, int count, u32 seen, u32 keys_read) {
     const int tile = at.warp / 4, quarter = at.warp % 4;  // 16 rows; a quarter of the keys, then of HEAD_DIM
     const bool active = tile * 16 < ROWS;
     float* most = reinterpret_cast<float*>(shared + ROW_STATS);
@@ -47,14 +50,15 @@ __device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read)
     float s[4][4] = {};
     if (active) {
         const u8* q = shared + QUERIES + tile * 1024 + at.lane * 16;
-        const u8* k = shared + KEY_TILE + quarter * 32 * 64 + at.lane * 16;
+        const u8* k = shared + KEY_TILE + quarter * 32 * 64;
 #pragma unroll 1
         for (int kb = 0; kb < HEAD_DIM / 32; ++kb) {
             const uint4 upper = *reinterpret_cast<const uint4*>(q + kb * 2048);
             const uint4 lower = *reinterpret_cast<const uint4*>(q + kb * 2048 + 512);
             uint4 key[4];
 #pragma unroll
-            for (int n = 0; n < 4; ++n) key[n] = *reinterpret_cast<const uint4*>(k + kb * KEYS * 64 + n * 512);
+            for (int n = 0; n < 4; ++n)
+                key[n] = *reinterpret_cast<const uint4*>(k + kb * KEYS * 64 + n * 512 + (at.lane * 16 ^ kb % 2 * 64));
 #pragma unroll
             for (int n = 0; n < 4; ++n) mma32<0>(s[n], upper, lower, key[n]);
 #pragma unroll
@@ -77,6 +81,9 @@ __device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read)
     }
     __syncwarp();
     if (at.lane == 0) mbarrier_arrive(keys_read);  // weights may come into the ring again
+    // Values that no weight takes, in the last 16: finite, at least.
+    for (int n = count + at.warp; n < (count + 15) / 16 * 16; n += WORKERS / 32)
+        *reinterpret_cast<uint4*>(shared + VALUE_TILE + n * VALUE_ROW + at.lane * 16) = make_uint4(0, 0, 0, 0);
     workers_sync();
     if (active) {
 #pragma unroll
@@ -103,7 +110,7 @@ __device__ __forceinline__ void attend(const Place& at, u32 seen, u32 keys_read)
     const u8* weights = shared + WEIGHTS + row * WEIGHTS_ROW + at.q * 4;
     u32 values = shared_address(shared + VALUE_TILE) + (at.lane % 16) * VALUE_ROW + quarter * 128 + at.lane / 16 * 16;
 #pragma unroll 1
-    for (int k = 0; k < KEYS / 16; ++k) {
+    for (int k = 0; k < (count + 15) / 16; ++k) {
         u32 a[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)

@@ -1,16 +1,13 @@
 // The residual of this warp's token, 4 columns a lane, and the ends of a denoising step: actions to the residual, the
 // residual to a velocity. Float32 throughout.
 #pragma once
-#include "expert_products.cuh"
+#include "expert_epilogues.cuh"
 
 struct Residual {
     float4 x;
     int token, column;  // the first of 4
     bool owns, inside;  // this warp a token; this lane columns of it
 };
-__device__ __forceinline__ float4 four(const float* p, bool inside) {
-    return inside ? *reinterpret_cast<const float4*>(p) : make_float4(0.f, 0.f, 0.f, 0.f);
-}
 __device__ __forceinline__ float squared(float4 x) { return warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w); }
 
 // x += gate * sum
@@ -29,7 +26,7 @@ __device__ __forceinline__ void publish(const Place& at, const Residual& x, floa
 // x_t W_in^T + b; lane a holds x_t[a]. Zero for tokens that pad.
 __device__ __forceinline__ void enter(Residual& x, float x_t, const float* weight, const float* bias) {
     float4 sum = four(bias + x.column, x.inside);
-#pragma unroll 2
+#pragma unroll 8  // loads at once: each takes as long as all
     for (int a = 0; a < ACTION_DIM; ++a) {
         float4 w = four(weight + a * WIDTH + x.column, x.inside);
         float v = __shfl_sync(~0u, x_t, a);
@@ -42,12 +39,17 @@ __device__ __forceinline__ void leave(const Place& at, const Residual& x, float4
                                       float* velocities, float* squares) {
     if (!x.owns) return;
     const float* w = weight + at.cluster * COLUMNS * ACTION_DIM + at.lane;
-    const int lanes = min(COLUMNS, WIDTH - at.cluster * COLUMNS) / 4;
+    const int columns = min(COLUMNS, WIDTH - at.cluster * COLUMNS);
     float sum = 0.f;
-#pragma unroll 1
-    for (int c = 0; c < lanes; ++c, w += 4 * ACTION_DIM)
-        sum += __shfl_sync(~0u, scale.x * x.x.x, c) * w[0] + __shfl_sync(~0u, scale.y * x.x.y, c) * w[ACTION_DIM] +
-               __shfl_sync(~0u, scale.z * x.x.z, c) * w[2 * ACTION_DIM] + __shfl_sync(~0u, scale.w * x.x.w, c) * w[3 * ACTION_DIM];
+#pragma unroll 6
+    for (int c = 0; c < COLUMNS / 4; ++c, w += 4 * ACTION_DIM) {
+        float v[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (4 * c < columns) v[i] = w[i * ACTION_DIM];
+        sum += __shfl_sync(~0u, scale.x * x.x.x, c) * v[0] + __shfl_sync(~0u, scale.y * x.x.y, c) * v[1] +
+               __shfl_sync(~0u, scale.z * x.x.z, c) * v[2] + __shfl_sync(~0u, scale.w * x.x.w, c) * v[3];
+    }
     int row = at.cluster * TOKENS + x.token;
     velocities[row * ACTION_DIM + at.lane] = sum;
     float square = squared(x.x);

@@ -37,6 +37,9 @@ __device__ __forceinline__ void bulk_load_all(u32 to, const void* from, u32 byte
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
                  " [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(bar), "h"(mask) : "memory");
 }
+__device__ __forceinline__ void prefetch_l2(const void* from, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 // ---- 16-byte copies of a thread, global to shared ----
 __device__ __forceinline__ void copy_async(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -64,6 +67,10 @@ __device__ __forceinline__ void peer_store(u32 address, float2 v, u32 bar) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
                  ::"r"(address), "f"(v.x), "f"(v.y), "r"(bar) : "memory");
 }
+__device__ __forceinline__ void peer_store(u32 address, u32 v, u32 bar) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                 ::"r"(address), "r"(v), "r"(bar) : "memory");
+}
 __device__ __forceinline__ void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -71,15 +78,19 @@ __device__ __forceinline__ void cluster_barrier() {
 // ---- inside a block: 8 warps work, one conducts, one brings weights ----
 __device__ __forceinline__ void workers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 __device__ __forceinline__ void workers_arrive() { asm volatile("bar.arrive 2, 288;" ::: "memory"); }
+__device__ __forceinline__ void workers_arrived() { asm volatile("bar.sync 4, 288;" ::: "memory"); }
 __device__ __forceinline__ void workers_wait() { asm volatile("bar.sync 3, 288;" ::: "memory"); }
 
 // ---- the grid: every block is resident (cooperative launch) ----
 // The conductor arrives for its block when its workers have, waits for all blocks, starts the block's copies, and lets
-// the workers go. `target` counts all arrivals so far.
-template <typename Start> __device__ __forceinline__ void conduct(u32* counter, u32 target, Start start) {
+// the workers go. `target` counts all arrivals so far. `tell`: workers wait for the arrival (workers_arrived) before they
+// start copies of their own, behind which it would have to queue.
+template <typename Start> __device__ __forceinline__ void conduct(u32* counter, u32 target, bool tell, Start start) {
     asm volatile("bar.sync 2, 288;" ::: "memory");
+    if (threadIdx.x % 32 == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    __syncwarp();
+    if (tell) asm volatile("bar.arrive 4, 288;" ::: "memory");
     if (threadIdx.x % 32 == 0) {
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
         u32 seen, tries = 0;
         do {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
