@@ -64,8 +64,14 @@ def weight_bytes(config: Pi05Config, stages: list[str]) -> int:
     """At most: adaRMS layers count as float32, though a checkpoint that has them in bfloat16 keeps them so."""
     starts = tuple(openpi_name(module) for stage in stages for module in STAGE_MODULES[stage])
     last = openpi_name(f"language_model.layers.{config.prefix.depth - 1}.")
-    return sum(shape.numel() * target_dtype(name, torch.bfloat16).itemsize
-               for name, shape in expected_shapes(config).items()
+    vision = tuple(openpi_name(module) for module in STAGE_MODULES["vision"])
+
+    def size(name: str) -> int:  # bytes a number; the vision stage's norms are in its products (packing.Affine)
+        if not name.startswith(vision) or "embedding" in name:
+            return target_dtype(name, torch.bfloat16).itemsize
+        return 0 if "norm" in name else 2 + 8 * name.endswith(".bias")
+
+    return sum(shape.numel() * size(name) for name, shape in expected_shapes(config).items()
                if name.startswith(starts) and (not name.startswith(last) or "k_proj" in name or "v_proj" in name))
 
 

@@ -27,9 +27,12 @@ class Kernel:
         self.function, self.shared_bytes = function, shared_bytes
 
     def launch(self, grid: Sequence[int], block: int, args: Sequence[Any], cluster: int = 1,
-               cooperative: bool = False) -> None:
-        """`args`: tensors (their addresses), ints and floats (32 bits), or tensor maps (`getPtr`)."""
-        config, attributes = _launch_config(tuple(grid), block, self.shared_bytes, cluster, cooperative)
+               cooperative: bool = False, dependent: bool = False) -> None:
+        """`args`: tensors (their addresses), ints and floats (32 bits), or tensor maps (`getPtr`).
+
+        `dependent`: starts while the kernel before still runs, and itself waits for its end (griddepcontrol.wait).
+        """
+        config, attributes = _launch_config(tuple(grid), block, self.shared_bytes, cluster, cooperative, dependent)
         config.hStream = torch.cuda.current_stream().cuda_stream
         values, kinds = zip(*map(_argument, args), strict=True)
         _check(_driver().cuLaunchKernelEx(config, self.function, (values, kinds), 0), "launching a kernel")
@@ -57,7 +60,8 @@ class Program:
         return Kernel(handle, shared_bytes)
 
 
-def _launch_config(grid: tuple[int, ...], block: int, shared_bytes: int, cluster: int, cooperative: bool) -> tuple:
+def _launch_config(grid: tuple[int, ...], block: int, shared_bytes: int, cluster: int, cooperative: bool,
+                   dependent: bool = False) -> tuple:
     driver = _driver()
     config, attributes = driver.CUlaunchConfig(), []
     config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
@@ -73,6 +77,11 @@ def _launch_config(grid: tuple[int, ...], block: int, shared_bytes: int, cluster
         attribute = driver.CUlaunchAttribute()
         attribute.id = ids.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
         attribute.value.cooperative = 1
+        attributes.append(attribute)
+    if dependent:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
         attributes.append(attribute)
     config.attrs, config.numAttrs = attributes, len(attributes)
     return config, attributes

@@ -8,17 +8,19 @@ times in tables (modulation.py). Rows beyond the valid ones are computed and nev
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pi05_ros.backends.cuda.kernels import flow_step, guidance
 from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 from pi05_ros.backends.cuda.kernels.image_attention import image_attention
-from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm
+from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm, row_sums
 from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
 from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
 from pi05_ros.backends.cuda.kernels.prefix_input import fill
 from pi05_ros.backends.cuda.kernels.residual_product import residual_product
 from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
 from pi05_ros.backends.cuda.kernels.suffix_attention import suffix_attention
+from pi05_ros.backends.cuda.kernels.vision_product import added_product, fits_hopper, normed_product
 from pi05_ros.backends.cuda.packing import ExpertWeights, PrefixWeights, VisionWeights
 from pi05_ros.backends.cuda.precision import tensor_float32
 from pi05_ros.backends.cuda.shapes import Buffers
@@ -35,17 +37,36 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
     b.patches[:rows].view(patches.shape).copy_(patches)
     with tensor_float32():  # far finer than the bfloat16 that follows
         torch.mm(b.patches[:rows], w.patch, out=x)
+    tokens = b.image_tokens[:rows]
+    if fits_hopper(c.width, c.mlp_dim, x.device):
+        return _vision_in_products(w, b, config, x, tokens)
     delta, bias = None, w.position  # what the next norm adds to the float32 residual x
     for layer in w.layers:
-        layer_norm(x, delta, bias, layer.norm1, layer.norm1_b, out=normed)
-        torch.addmm(layer.qkv_b, normed, layer.qkv.T, out=qkv)
+        layer_norm(x, delta, bias, out=normed)
+        torch.addmm(layer.qkv.bias, normed, layer.qkv.weight.T, out=qkv)
         image_attention(qkv, c.num_patches, c.num_heads, attended)
-        delta = torch.mm(attended, layer.out.T, out=b.vision_delta[:rows])
-        layer_norm(x, delta, layer.out_b, layer.norm2, layer.norm2_b, out=normed)
-        hidden = torch._addmm_activation(layer.fc1_b, normed, layer.fc1.T, use_gelu=True)
-        delta, bias = torch.mm(hidden, layer.fc2.T, out=b.vision_delta[:rows]), layer.fc2_b
-    layer_norm(x, delta, bias, w.norm, w.norm_b, out=normed)
-    torch.addmm(w.projector_b, normed, w.projector.T, out=b.image_tokens[:rows])
+        delta = torch.mm(attended, layer.out.weight.T, out=b.vision_delta[:rows])
+        layer_norm(x, delta, layer.out.bias, out=normed)
+        hidden = torch._addmm_activation(layer.fc1.bias, normed, layer.fc1.weight.T, use_gelu=True)
+        delta, bias = torch.mm(hidden, layer.fc2.weight.T, out=b.vision_delta[:rows]), layer.fc2.bias
+    layer_norm(x, delta, bias, out=normed)
+    torch.addmm(w.projector.bias, normed, w.projector.weight.T, out=tokens)
+
+
+def _vision_in_products(w: VisionWeights, b: Buffers, config: Pi05Config, x: Tensor, tokens: Tensor) -> None:
+    """The same where products norm what they read and add to x: `rounded` is x in bfloat16, `sums` the norm's."""
+    c, rows, sums = config.vision, len(x), b.vision_sums
+    rounded, qkv, attended = b.vision_normed[:rows], b.vision_qkv[:rows], b.vision_attended[:rows]
+    hidden = b.vision_hidden[:rows, :c.mlp_dim]
+    row_sums(x, w.position, rounded, sums[0])
+    parts = 1
+    for layer in w.layers:
+        normed_product(rounded, layer.qkv, sums, parts, qkv)
+        image_attention(qkv, c.num_patches, c.num_heads, attended)
+        parts = added_product(attended, layer.out, x, rounded, sums)
+        normed_product(rounded, layer.fc1, sums, parts, hidden, gelu=True)
+        parts = added_product(hidden, layer.fc2, x, rounded, sums)
+    normed_product(rounded, w.projector, sums, parts, tokens)
 
 
 def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, rows: int) -> None:

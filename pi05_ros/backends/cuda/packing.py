@@ -1,7 +1,8 @@
 """Weights as the fast forward reads them: projections merged, RMSNorm scales folded in, straight from the source.
 
 qkv stacks q, k, v; gate_up stacks gate, up. A prefix RMSNorm multiplies by (1 + w) right before a projection, so the
-projection carries it: W (1 + w), computed in float32, rounded once. The last prefix layer keeps only k and v.
+projection carries it: W (1 + w), computed in float32, rounded once; the vision tower's LayerNorms likewise. The last
+prefix layer keeps only k and v.
 """
 
 from __future__ import annotations
@@ -27,21 +28,23 @@ Take = Callable[[str], Tensor]  # our parameter name to the tensor on the device
 
 
 @dataclass(frozen=True)
-class VisionLayer:
-    """bfloat16, [out, in] as nn.Linear; a name and `_b` are a weight and its bias."""
+class Affine:
+    """weight [F, K] and bias [F] in bfloat16, with what a LayerNorm before them scales and adds; table float32 [F, 2]:
+    the bias and the row sums of the weight (kernels/vision_product.py)."""
 
-    norm1: Tensor
-    norm1_b: Tensor
-    qkv: Tensor
-    qkv_b: Tensor
-    out: Tensor
-    out_b: Tensor
-    norm2: Tensor
-    norm2_b: Tensor
-    fc1: Tensor
-    fc1_b: Tensor
-    fc2: Tensor
-    fc2_b: Tensor
+    weight: Tensor
+    bias: Tensor
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class VisionLayer:
+    """fc2's rows are padded to a multiple of 64 numbers, as the copies read them fastest."""
+
+    qkv: Affine
+    out: Affine
+    fc1: Affine
+    fc2: Affine
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,7 @@ class VisionWeights:
     patch: Tensor
     position: Tensor
     layers: list[VisionLayer]
-    norm: Tensor
-    norm_b: Tensor
-    projector: Tensor
-    projector_b: Tensor
+    projector: Affine
 
 
 @dataclass(frozen=True)
@@ -132,22 +132,36 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_p
 
 
 def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
-    bf16 = lambda name: take(name).bfloat16()  # noqa: E731
+    def pair(name: str) -> tuple[Tensor, Tensor]:
+        return take(f"{name}.weight"), take(f"{name}.bias")
 
     def layer(i: int) -> VisionLayer:
         at = f"vision_tower.encoder.layers.{i}."
-        pair = lambda name: (bf16(f"{at}{name}.weight"), bf16(f"{at}{name}.bias"))  # noqa: E731
-        q, k, v = (pair(f"self_attn.{n}_proj") for n in "qkv")
-        qkv, qkv_b = (torch.cat(three) for three in zip(q, k, v, strict=True))
-        return VisionLayer(*pair("layer_norm1"), qkv, qkv_b, *pair("self_attn.out_proj"), *pair("layer_norm2"),
-                           *pair("mlp.fc1"), *pair("mlp.fc2"))
+        norm1 = pair(at + "layer_norm1")
+        q, k, v = (pair(f"{at}self_attn.{n}_proj") for n in "qkv")
+        qkv = torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]])
+        out, norm2 = pair(at + "self_attn.out_proj"), pair(at + "layer_norm2")
+        return VisionLayer(affine(*qkv, norm1), affine(*out), affine(*pair(at + "mlp.fc1"), norm2),
+                           affine(*pair(at + "mlp.fc2"), padded=True))
 
     at = "vision_tower.embeddings."
     patch = take(at + "patch_embedding.weight").float().flatten(1).T.contiguous()
     position = take(at + "position_embedding.weight").float() + take(at + "patch_embedding.bias").float()
-    return VisionWeights(patch, position, [layer(i) for i in range(config.vision.depth)],
-                         bf16("vision_tower.post_layernorm.weight"), bf16("vision_tower.post_layernorm.bias"),
-                         bf16("projector.weight"), bf16("projector.bias"))
+    layers = [layer(i) for i in range(config.vision.depth)]
+    norm = pair("vision_tower.post_layernorm")
+    return VisionWeights(patch, position, layers, affine(*pair("projector"), norm))
+
+
+def affine(weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor] | None = None, padded: bool = False) -> Affine:
+    """(n scale + shift) W^T + b, n the normed input, is n (W scale)^T + (W shift + b)."""
+    total, wide = bias.float(), weight.float()
+    if norm:
+        total, wide = total + wide @ norm[1].float(), wide * norm[0].float()
+    width = wide.shape[1]
+    room = wide.new_zeros(len(wide), -(-width // 64) * 64 if padded else width, dtype=torch.bfloat16)
+    room[:, :width] = wide
+    table = torch.stack([total, room.float().sum(1)], 1)
+    return Affine(room[:, :width], total.bfloat16(), table)
 
 
 def pack_prefix(take: Take, config: Pi05Config) -> PrefixWeights:

@@ -15,6 +15,7 @@ MAX_STEPS = 50  # rows of the modulation tables
 TOKEN_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160)  # and the model's own maximum
 TILE = 32  # columns a program of the expert's residual kernels owns, where the width allows it
 SPLIT_K = 8  # at most this many programs share one output tile of the expert
+NORM_PARTS = 64  # at most, of a row's sums in the vision tower
 SPLITS = 16  # parts of the keys in the expert's attention
 
 
@@ -73,6 +74,8 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "vision_normed": ((image_rows, v.width), bf16),
         "vision_qkv": ((image_rows, 3 * v.width), bf16),
         "vision_attended": ((image_rows, v.width), bf16),
+        "vision_hidden": ((image_rows, -(-v.mlp_dim // 64) * 64), bf16),  # whole cache lines
+        "vision_sums": ((NORM_PARTS, image_rows, 2), f32),
         "image_tokens": ((image_rows, p.width), bf16),
         # prefix
         "source": ((rows,), i32),

@@ -35,6 +35,10 @@ DEVICE u32 address_at(u32 address, u32 rank) {
     return there;
 }
 
+// Of kernels launched dependent (cpp.py): the grid before has ended and is seen; the next may start where there is room.
+DEVICE void wait_for_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void let_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // 16 bytes into another block's shared memory, counted by its barrier.
 DEVICE void store_at(u32 there, u32 barrier, float a, float b, float c, float d) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];"
@@ -90,6 +94,11 @@ DEVICE void prefetch_map(const TensorMap *map) {
 DEVICE void tma_load(u32 to, const TensorMap *map, u32 barrier, int column, int row) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                  ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
+}
+
+DEVICE void tma_load(u32 to, const TensorMap *map, u32 barrier, int c0, int c1, int c2) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+                 ::"r"(to), "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2) : "memory");
 }
 
 DEVICE void tma_load(u32 to, const TensorMap *map, u32 barrier, int c0, int c1, int c2, int c3) {

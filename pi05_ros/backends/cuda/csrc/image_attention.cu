@@ -78,6 +78,9 @@ image_attention(const bf16 *qkv, bf16 *out, float scale) {
     u32 shared = (u32)__cvta_generic_to_shared(memory);
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, first = blockIdx.x * QUERIES;
     const bf16 *image = qkv + (long long)blockIdx.z * PATCHES * ROW + blockIdx.y * D;
+#if __CUDA_ARCH__ >= 900  // launched dependent (cpp.py)
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
     copy_rows<QUERIES>(shared, image + (long long)first * ROW);
 #pragma unroll
     for (int part = 0; part < 2 * PARTS; ++part) {  // keys, then values, 64 rows each

@@ -42,6 +42,7 @@ def image_attention(qkv: Tensor, patches: int, heads: int, out: Tensor) -> None:
     processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count
     one_each = patches // 64 * heads * images <= processors  # of the smaller blocks
     warps = 4 if one_each or patches % 128 else 8
+    hopper = torch.cuda.get_device_capability(qkv.device) >= (9, 0)
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
     _kernel(patches, heads, dim, warps, qkv.device).launch((patches // (16 * warps), heads, images), 32 * warps,
-                                                           (qkv, out, scale))
+                                                           (qkv, out, scale), dependent=hopper)

@@ -1,7 +1,8 @@
 """Row norms of vision and prefix, one program a row, in float32.
 
-layer_norm: the float32 residual x takes up the last product and its bias, and its LayerNorm goes to out. rms_norm:
-x / rms(x); the scale is in the weights. Floor: bytes (vision 10.6 MB, 2.5 us). Checked against torch in float32.
+layer_norm: the float32 residual x takes up the last product and its bias; out is x with mean 0 and variance 1 (scale
+and bias are in the weights). row_sums: no norm, which the next product has (vision_product.py), but the sums it needs.
+rms_norm: x / rms(x), the scale in the weights. Floor: bytes (vision 10.6 MB, 2.5 us). Checked against torch in float32.
 """
 
 from __future__ import annotations
@@ -15,23 +16,26 @@ from pi05_ros.model.siglip import LAYER_NORM_EPS
 
 
 @triton.jit
-def _layer_norm(x_ptr, delta_ptr, add_ptr, weight_ptr, bias_ptr, out_ptr, eps, WIDTH: tl.constexpr,
-                BLOCK: tl.constexpr, ADDED: tl.constexpr, DELTA: tl.constexpr):
+def _layer_norm(x_ptr, delta_ptr, add_ptr, out_ptr, sums_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+                ADDED: tl.constexpr, DELTA: tl.constexpr, SUMS: tl.constexpr):
     at = tl.program_id(0) * WIDTH
     cols = tl.arange(0, BLOCK)
     inside = cols < WIDTH
     x = tl.load(x_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)  # here: all loads under way together
-    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)
     if ADDED > 0:
         if DELTA:
             x += tl.load(delta_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
         add = add_ptr + tl.program_id(0) % ADDED * WIDTH
         x += tl.load(add + cols, mask=inside, other=0.0).to(tl.float32)
         tl.store(x_ptr + at + cols, x.to(x_ptr.dtype.element_ty), mask=inside)
-    centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
-    y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
-    tl.store(out_ptr + at + cols, (y * weight + bias).to(out_ptr.dtype.element_ty), mask=inside)
+    if SUMS:
+        tl.store(sums_ptr + 2 * tl.program_id(0), tl.sum(x))
+        tl.store(sums_ptr + 2 * tl.program_id(0) + 1, tl.sum(x * x))
+        y = x
+    else:
+        centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
+        y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
+    tl.store(out_ptr + at + cols, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -44,13 +48,22 @@ def _rms_norm(x_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out_ptr + at + cols, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, weight: Tensor, bias: Tensor,
-               out: Tensor) -> None:
-    """x [rows, W] += delta [rows, W] + add [W] or [n, W], row i taking i % n (where given), out = LayerNorm(x)."""
+def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, out: Tensor) -> None:
+    """x [rows, W] += delta [rows, W] + add [W] or [n, W], row i taking i % n (where given); out = (x - mean) / std."""
+    _by_rows(x, delta, add, out, None)
+
+
+def row_sums(x: Tensor, add: Tensor, out: Tensor, sums: Tensor) -> None:
+    """x [rows, W] += add [n, W]; out = x; sums float32 [rows, 2] of x and of its squares."""
+    _by_rows(x, None, add, out, sums)
+
+
+def _by_rows(x: Tensor, delta: Tensor | None, add: Tensor | None, out: Tensor, sums: Tensor | None) -> None:
     rows, width = x.shape
     added = 0 if add is None else add.numel() // width
-    _layer_norm[(rows,)](x, out if delta is None else delta, weight if add is None else add, weight, bias, out,
-                         LAYER_NORM_EPS, width, triton.next_power_of_2(width), added, delta is not None, num_warps=1)
+    _layer_norm[(rows,)](x, out if delta is None else delta, x if add is None else add, out,
+                         x if sums is None else sums, LAYER_NORM_EPS, width, triton.next_power_of_2(width), added,
+                         delta is not None, sums is not None, num_warps=1)
 
 
 def rms_norm(x: Tensor, out: Tensor) -> None:
