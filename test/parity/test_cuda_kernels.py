@@ -68,16 +68,17 @@ def test_prefix_attention_with_masked_rows(rows, heads, portable):
     assert (out[rows:] == BEYOND).all() and (keys[rows:] == BEYOND).all() and (values[rows:] == BEYOND).all()
 
 
+@PORTABLE
 @pytest.mark.parametrize(("images", "patches", "heads", "dim"), [(3, 256, 16, 72), (2, 256, 16, 72), (1, 256, 5, 72),
                                                                  (1, 64, 2, 16),
                                                                  (2, 128, 3, 64), (2, 16, 2, 32)])
-def test_image_attention(images, patches, heads, dim):
+def test_image_attention(images, patches, heads, dim, portable):
     from pi05_ros.backends.cuda.kernels.image_attention import image_attention
 
     rows = images * patches
     qkv, out = normal(rows, 3 * heads * dim), room(rows, heads * dim)
     q, k, v = qkv.float().view(images, patches, 3, heads, dim).permute(2, 0, 3, 1, 4)
-    image_attention(qkv, patches, heads, out[:rows])
+    image_attention(qkv, patches, heads, out[:rows], portable)
     truth = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, -1)
     assert relative_error(out[:rows], truth) < 8e-3 and (out[rows:] == BEYOND).all()
 

@@ -93,6 +93,20 @@ def test_folded_and_merged_products_equal_the_models(model, packed):
     torch.testing.assert_close(rms_normalise(x) @ ours.gate_up.float().T, expected, atol=2e-2, rtol=2e-2)
 
 
+@torch.no_grad()
+def test_the_visions_norms_are_in_the_products_behind_them(model, packed):
+    layer, ours = model.vision_tower.encoder.layers[0], packed.vision.layers[0]
+    norm = torch.nn.LayerNorm(72, eps=layer.layer_norm2.eps)
+    norm.weight.normal_(), norm.bias.normal_()
+    folded = packing.affine(layer.mlp.fc1.weight, layer.mlp.fc1.bias, (norm.weight, norm.bias))
+    x = torch.randn(5, 72) + 1
+    mean, deviation = x.mean(1, keepdim=True), (x.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    bias, row_sums = folded.table.T
+    after = (x @ folded.weight.float().T - mean * row_sums) / deviation + bias
+    torch.testing.assert_close(after, layer.mlp.fc1(norm(x)), atol=3e-2, rtol=3e-2)
+    assert ours.fc2.weight.shape == (72, 152) and ours.fc2.weight.stride() == (192, 1)  # whole cache lines
+
+
 def test_the_last_prefix_layer_keeps_keys_and_values_only(packed):
     last = packed.prefix.layers[-1]
     assert last.qkv.shape == (64, 96) and last.out is None and last.gate_up is None and last.down is None
@@ -149,6 +163,19 @@ def test_cuda_is_a_backend_of_every_stage():
 def test_tiles_of_the_gated_product_cover_the_rows_and_waste_little(rows, tile):
     tiles = -(-rows // tile)
     assert shapes.row_tile(rows) == tile and tile % 8 == 0 and tile <= 256 and tiles * tile - rows < 8 * tiles
+
+
+@pytest.mark.parametrize("rows", [768, 512, 256, 40])
+@pytest.mark.parametrize(("features", "inner", "residual"), [(3456, 1152, False), (4304, 1152, False),
+                                                             (2048, 1152, False), (1152, 1152, True),
+                                                             (1152, 4304, True)])
+def test_the_visions_products_run_in_one_wave_and_their_sums_have_room(rows, features, inner, residual):
+    from pi05_ros.backends.cuda.kernels.vision_product import ROWS, tiling
+
+    t = tiling(rows, features, inner, residual, processors=132)
+    tiles = -(-features // t.columns)
+    assert t.columns % (8 * t.split) == 0 and t.columns <= 256 and tiles * t.split <= shapes.NORM_PARTS
+    assert -(-rows // (ROWS * t.sharing)) * t.sharing * tiles * t.split <= 132
 
 
 def test_a_tensor_map_refuses_what_the_copy_engine_cannot_read():
