@@ -90,7 +90,8 @@ def _add_pipeline_options(mode: argparse.ArgumentParser) -> None:
 def _add_end_to_end_options(mode: argparse.ArgumentParser) -> None:
     mode.add_argument("--rates", type=float_list, default=(30.0, 60.0), metavar="HZ,...",
                       help="of the cameras, one after the other (default: 30,60)")
-    mode.add_argument("--seconds", type=positive_number, default=10.0, help="of each rate (default: 10)")
+    mode.add_argument("--seconds", type=float_list, default=(10.0,), metavar="S[,S...]",
+                      help="of every rate, or one a rate (default: 10)")
     mode.add_argument("--steps", type=positive, default=10, metavar="N", help="denoising steps (default: 10)")
     mode.add_argument("--overlap", action="store_true", help="the node's parameter of that name")
     gates = mode.add_argument_group("gates", "exit with 1 where a figure is above")
@@ -128,11 +129,16 @@ def _report(findings: Findings, summary: dict[str, Any]) -> Report:
 
 def _end_to_end(args: argparse.Namespace) -> Findings:
     from pi05_ros.benchmark import end_to_end
+    from pi05_ros.errors import ConfigError
 
     parameters = {"checkpoint": str(args.checkpoint or ""), "size": args.size, "backend": args.backend,
                   "device": args.device, "dtype": args.dtype, "seed": args.seed, "denoising_steps": args.steps,
                   "overlap": args.overlap, "action_horizon": args.horizon or 0}
-    loads = [end_to_end.Load(rate, args.seconds) for rate in args.rates]
+    seconds = args.seconds * len(args.rates) if len(args.seconds) == 1 else args.seconds
+    if len(seconds) != len(args.rates):
+        raise ConfigError("--seconds", expected=f"one number, or {len(args.rates)} as --rates has",
+                          received=str(len(seconds)), way_out="Give one, or one a rate.")
+    loads = [end_to_end.Load(rate, length) for rate, length in zip(args.rates, seconds, strict=True)]
     runs = end_to_end.measure(loads, parameters, lambda text: console.print(text, highlight=False))
     return end_to_end.findings(runs, args.max_p50_ms, args.max_p99_ms)
 

@@ -5,7 +5,7 @@ import pytest
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", params=["eager", "vision=cuda,prefix=cuda"])
+@pytest.fixture(scope="module", params=["eager", "vision=cuda,prefix=cuda", "cuda"])
 def stages(request):
     import torch
 
