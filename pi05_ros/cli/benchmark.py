@@ -80,6 +80,8 @@ def _add_pipeline_options(mode: argparse.ArgumentParser) -> None:
     mode.add_argument("--chunks", type=positive, default=100, help="of each run (default: 100)")
     mode.add_argument("--boundary", choices=("prefix", "vision"), default="prefix",
                       help="the last stage that overlaps with the chunk before (default: prefix)")
+    mode.add_argument("--side-by-side", action="store_true",
+                      help="begin a chunk so early that it runs beside the last one, not just before that is done")
     mode.add_argument("--trace", type=Path, metavar="FILE", help="write a few chunks as a Chrome or Perfetto trace")
     mode.add_argument("--picture", type=Path, metavar="FILE", help="draw a few chunks as a PNG")
     gates = mode.add_argument_group("gates", "exit with 1 where the last row's figure is above")
@@ -162,7 +164,7 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
         limits = pipeline.Targets(args.max_period_ms, args.max_latency_ratio)
         return partial(pipeline.run, backend=args.backend, cameras=args.cameras, tokens=tokens,
                        step_counts=args.steps, chunks=args.chunks, seed=args.seed, boundary=args.boundary,
-                       targets=limits, trace=args.trace, picture=args.picture)
+                       side_by_side=args.side_by_side, targets=limits, trace=args.trace, picture=args.picture)
     shapes = [Shape(args.cameras, config.max_token_len if args.tokens is None else args.tokens, args.steps)]
     if args.mode == "compare" and args.cases:
         shapes = compare.parse_shapes(args.cases)
