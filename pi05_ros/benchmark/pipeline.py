@@ -142,7 +142,8 @@ def measure(stages: StageSet, cameras: int, tokens: int, step_counts: Iterable[i
     check_overlap(workload, boundary)
     for done, steps in enumerate(counts):
         sequential = run_chunks(partial(Sequential, workload), steps, chunks + WARM_UP)
-        pipelined = run_chunks(partial(Pipeline, workload, boundary, side_by_side=side_by_side), steps, chunks + WARM_UP)
+        overlap = partial(Pipeline, workload, boundary, side_by_side=side_by_side)
+        pipelined = run_chunks(overlap, steps, chunks + WARM_UP)
         front, back = SPLIT[boundary]
         rows.append(Row(
             steps, flow(sequential), flow(pipelined), side(sequential, ("images",)), side(sequential, front),
