@@ -25,6 +25,7 @@ def test_chunks_in_overlap_have_the_bits_of_chunks_one_by_one(stages, boundary, 
         assert row.identical, row
 
 
+@pytest.mark.parametrize("stages", ["cuda"], indirect=True)  # eager's host waits for its device
 def test_the_next_front_does_not_wait_for_a_busy_back(stages):
     import torch
 
