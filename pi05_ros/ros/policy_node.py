@@ -7,7 +7,6 @@ follow its hold.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import traceback
 from collections import deque
@@ -72,7 +71,6 @@ class PolicyNode(SupervisedNode):
         with ExitStack() as undo:  # undoes what was made if a later step fails
             self.parts = build(self, self._load_policy, hooks, undo)
             self._undo_configure = undo.pop_all()
-        gc.freeze()  # looking through all that stays until cleanup would stop every thread for 0.1 s and more
 
     def activate(self) -> None:
         assert self.parts is not None
@@ -96,7 +94,6 @@ class PolicyNode(SupervisedNode):
         """Take the topics away, free the model on its thread, end the thread."""
         self._epoch = self.parts = None
         self._fault = ""
-        gc.unfreeze()
         self._undo_configure.close()
         self._outbox.clear()
 

@@ -95,7 +95,20 @@ class Policy:
             tokens = _checkpoint_tokenizer(opened, robot)
         transforms = RobotTransforms(robot, conventions, stats, tokens, source.config, cameras, prompt_format)
         stages = base.build(backend, source, device, dtype, conventions.resize, on_progress)
-        return cls(stages, transforms, seed)
+        policy = cls(stages, transforms, seed)
+        if stages.device.type == "cuda":
+            policy.warm_up()
+        return policy
+
+    def warm_up(self) -> None:
+        """One chunk of nothing, so that the first real one does not wait for what a GPU loads and allocates."""
+        config, order = self.config, self.transforms.camera_order
+        self.sample(ModelInputs(
+            frames=[np.zeros((1, 480, 640, 3), np.uint8) if slot else None for slot in order],
+            image_mask=np.array([[slot is not None for slot in order]]),
+            tokens=np.zeros((1, config.max_token_len), np.int64), token_mask=np.ones((1, config.max_token_len), bool),
+            state=np.zeros((1, config.action_dim), np.float32),
+        ), np.zeros((1, config.action_horizon, config.action_dim), np.float32), num_steps=10)
 
     def pipeline(self, overlap: bool) -> Pipeline | Sequential:
         """How chunks follow each other: the next one begun while the last is denoised, or one at a time."""
