@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POLL_S = 0.0002  # how often a result that is overdue is asked for
-MARGIN_S = 0.0005  # by which work comes before the device is idle, where front and back take turns
+MARGIN_S = 0.001  # by which work comes before the device is idle, where front and back take turns
 NEARER = 0.9  # share of the remaining time after which it is asked for earlier
 
 
@@ -33,8 +33,10 @@ class Pace:
         return max(begun_s + self.front_s, done - self.front_s) - self.host_s
 
     def done_at(self, begun_s: float, advanced_s: float, num_steps: int) -> float:
-        """When the running chunk is expected to be done."""
-        return max(begun_s + self.front_s, advanced_s) + self.step_s * num_steps
+        """When the running chunk is expected to be done. In turn, its front runs when its predecessor is done, which is
+        when it is advanced."""
+        front_done = begun_s + self.front_s if self.side_by_side else max(begun_s, advanced_s) + self.front_s
+        return max(front_done, advanced_s) + self.step_s * num_steps
 
     @staticmethod
     def ask_again_s(remaining_s: float) -> float:

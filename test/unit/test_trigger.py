@@ -73,8 +73,16 @@ def test_in_turn_a_chunk_begins_when_the_device_is_nearly_free():
 
 
 def test_denoising_that_had_to_wait_is_done_later():
-    pace = Pace(front_s=0.002, step_s=0.001)
+    pace = Pace(side_by_side=True, front_s=0.002, step_s=0.001)
     assert pace.done_at(begun_s=10.0, advanced_s=10.005, num_steps=10) == pytest.approx(10.015)
+
+
+def test_in_turn_a_chunk_that_was_begun_early_does_not_make_the_next_one_earlier_still():
+    pace, begun, done = Pace(host_s=0.001, front_s=0.008, step_s=0.0005), 10.0, 10.0
+    for _ in range(20):  # on a device that runs one chunk at a time, each advanced when the last is done
+        advanced, done = done, done + 0.013
+        ahead, begun = done - begun, pace.begin_at(begun, advanced, 10) + pace.host_s
+    assert done - begun == pytest.approx(MARGIN_S) and ahead == pytest.approx(0.013 + MARGIN_S)
 
 
 def test_a_result_is_asked_for_rarely_at_first_and_often_when_it_is_due():
