@@ -57,7 +57,7 @@ PARAMETERS = (
     ParameterSpec("prompt_format", "", "Form of the prompt, where the checkpoint cannot tell: pi05_padded_state for "
                   "lerobot 0.4, pi0 for openpi models without the state in it; empty: as checkpoint and robot say.",
                   choices=("", "pi05", "pi05_padded_state", "pi0", "pi0_joined")),
-    ParameterSpec("overlap", False, "On a GPU: vision and prefix of the next chunk while the last is denoised."),
+    ParameterSpec("overlap", False, "On a GPU: prepare the next chunk while the last is denoised."),
     ParameterSpec("seed", 0, "Seed of the noise; the noise of a chunk is a function of (seed, chunk index).",
                   0, 2**31 - 1),
     ParameterSpec("absent_cameras", "", "Comma-separated cameras that this robot does not have (base, left_wrist, "

@@ -1,4 +1,4 @@
-"""Chunks in overlap: vision and prefix of the next observation run while the last one is denoised.
+"""Chunks in overlap: the next one is made while the last one is denoised.
 
 Two streams and two feature slots. The front stream makes features and leaves a copy in a slot; the back stream, which
 is served first, waits for the front's mark and denoises. The host issues work and goes on; it waits where a result is
