@@ -6,7 +6,7 @@ the two sides, as timed one after the other. Efficiency: ideal over achieved per
 that costs no time.
 
 JSON: rows [{steps, sequential, pipelined {period_ms, period_p99_ms, latency_ms, latency_p99_ms}, front_ms, back_ms,
-images_ms, ideal_ms, efficiency, hidden, latency_ratio, identical}], boundary, chunks, seed.
+images_ms, ideal_ms, efficiency, hidden, latency_ratio, identical}], boundary, side_by_side, chunks, seed.
 """
 
 from __future__ import annotations
@@ -135,14 +135,15 @@ def run_chunks(make: Callable[[], ChunkPipeline], steps: int, count: int) -> lis
 
 
 def measure(stages: StageSet, cameras: int, tokens: int, step_counts: Iterable[int], chunks: int, seed: int,
-            boundary: Boundary = "prefix", frame: tuple[int, int] = (480, 640),
+            boundary: Boundary = "prefix", side_by_side: bool = False, frame: tuple[int, int] = (480, 640),
             on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Row]:
     """A row for each number of steps: `chunks` chunks one after the other, then as many in overlap."""
     workload, rows, counts = Workload(stages, cameras, tokens, seed, frame), [], list(step_counts)
     check_overlap(workload, boundary)
     for done, steps in enumerate(counts):
         sequential = run_chunks(partial(Sequential, workload), steps, chunks + WARM_UP)
-        pipelined = run_chunks(partial(Pipeline, workload, boundary), steps, chunks + WARM_UP)
+        overlap = partial(Pipeline, workload, boundary, side_by_side=side_by_side)
+        pipelined = run_chunks(overlap, steps, chunks + WARM_UP)
         front, back = SPLIT[boundary]
         rows.append(Row(
             steps, flow(sequential), flow(pipelined), side(sequential, ("images",)), side(sequential, front),
@@ -152,14 +153,17 @@ def measure(stages: StageSet, cameras: int, tokens: int, step_counts: Iterable[i
 
 
 def run(setting: Setting, backend: str, cameras: int, tokens: int, step_counts: Sequence[int], chunks: int, seed: int,
-        boundary: Boundary, targets: Targets, trace: Path | None = None, picture: Path | None = None) -> Findings:
+        boundary: Boundary, side_by_side: bool, targets: Targets, trace: Path | None = None,
+        picture: Path | None = None) -> Findings:
     """Rows for each number of steps; the drawing, where asked for, is of the last one. Targets are for it, too."""
     stages = setting.build(backend)
     with setting.watch("chunks") as update:
-        rows = measure(stages, cameras, tokens, step_counts, chunks, seed, boundary, on_progress=update)
+        rows = measure(stages, cameras, tokens, step_counts, chunks, seed, boundary, side_by_side,
+                       on_progress=update)
     notes = []
     if trace or picture:
-        spans = last_chunks(record(stages, cameras, tokens, step_counts[-1], DRAWN + WARM_UP, seed, boundary), DRAWN)
+        spans = last_chunks(record(stages, cameras, tokens, step_counts[-1], DRAWN + WARM_UP, seed, boundary,
+                                   side_by_side), DRAWN)
         if trace:
             write_trace(spans, trace)
         if picture:
@@ -172,20 +176,23 @@ def run(setting: Setting, backend: str, cameras: int, tokens: int, step_counts: 
         gates.append(Gate(f"{last.steps} steps: period, ms", last.pipelined.period_ms, targets.period_ms))
     if targets.latency_ratio is not None:
         gates.append(Gate(f"{last.steps} steps: latency ratio", last.latency_ratio, targets.latency_ratio))
-    title = f"{backend} {setting.dtype}, {cameras} cameras, {tokens} tokens, {chunks} chunks, boundary {boundary}"
+    title = f"{backend} {setting.dtype}, {cameras} cameras, {tokens} tokens, {chunks} chunks, boundary {boundary}" + (
+        ", side by side" if side_by_side else "")
     return Findings([Table(title, COLUMNS, [row.cells() for row in rows])],
-                    {"rows": [row.as_data() for row in rows], "boundary": boundary, "chunks": chunks, "seed": seed},
+                    {"rows": [row.as_data() for row in rows], "boundary": boundary,
+                     "side_by_side": side_by_side, "chunks": chunks, "seed": seed},
                     gates, notes)
 
 
 def record(stages: StageSet, cameras: int, tokens: int, steps: int, chunks: int, seed: int,
-           boundary: Boundary = "prefix", frame: tuple[int, int] = (480, 640)) -> list[Span]:
+           boundary: Boundary = "prefix", side_by_side: bool = False,
+           frame: tuple[int, int] = (480, 640)) -> list[Span]:
     """The stages of `chunks` chunks in overlap, for timeline.py."""
     workload, recorders = Workload(stages, cameras, tokens, seed, frame), []
 
     def make() -> Pipeline:
         recorders.append(Recorder(stages.device))
-        return Pipeline(workload, boundary, observe=recorders[0])
+        return Pipeline(workload, boundary, observe=recorders[0], side_by_side=side_by_side)
 
     run_chunks(make, steps, chunks)
     return recorders[0].spans

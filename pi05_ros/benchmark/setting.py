@@ -18,11 +18,10 @@ from torch import Tensor
 from pi05_ros import __version__
 from pi05_ros.backends import base
 from pi05_ros.benchmark.ceiling import Ceiling, measure_ceiling
-from pi05_ros.benchmark.device_source import DeviceSource
 from pi05_ros.benchmark.inputs import Shape
 from pi05_ros.benchmark.work import Work, stage_work
 from pi05_ros.config import Pi05Config
-from pi05_ros.model.recipe import RecipeSource
+from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.model.weights import WeightSource, parse_dtype
 
 Watch = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # label -> a bar: `update(done, total)`

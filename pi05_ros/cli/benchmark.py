@@ -80,6 +80,8 @@ def _add_pipeline_options(mode: argparse.ArgumentParser) -> None:
     mode.add_argument("--chunks", type=positive, default=100, help="of each run (default: 100)")
     mode.add_argument("--boundary", choices=("prefix", "vision"), default="prefix",
                       help="the last stage that overlaps with the chunk before (default: prefix)")
+    mode.add_argument("--side-by-side", action="store_true",
+                      help="begin a chunk so early that it runs beside the last one, not just before that is done")
     mode.add_argument("--trace", type=Path, metavar="FILE", help="write a few chunks as a Chrome or Perfetto trace")
     mode.add_argument("--picture", type=Path, metavar="FILE", help="draw a few chunks as a PNG")
     gates = mode.add_argument_group("gates", "exit with 1 where the last row's figure is above")
@@ -90,7 +92,8 @@ def _add_pipeline_options(mode: argparse.ArgumentParser) -> None:
 def _add_end_to_end_options(mode: argparse.ArgumentParser) -> None:
     mode.add_argument("--rates", type=float_list, default=(30.0, 60.0), metavar="HZ,...",
                       help="of the cameras, one after the other (default: 30,60)")
-    mode.add_argument("--seconds", type=positive_number, default=10.0, help="of each rate (default: 10)")
+    mode.add_argument("--seconds", type=float_list, default=(10.0,), metavar="S[,S...]",
+                      help="of every rate, or one a rate (default: 10)")
     mode.add_argument("--steps", type=positive, default=10, metavar="N", help="denoising steps (default: 10)")
     mode.add_argument("--overlap", action="store_true", help="the node's parameter of that name")
     gates = mode.add_argument_group("gates", "exit with 1 where a figure is above")
@@ -128,11 +131,16 @@ def _report(findings: Findings, summary: dict[str, Any]) -> Report:
 
 def _end_to_end(args: argparse.Namespace) -> Findings:
     from pi05_ros.benchmark import end_to_end
+    from pi05_ros.errors import ConfigError
 
     parameters = {"checkpoint": str(args.checkpoint or ""), "size": args.size, "backend": args.backend,
                   "device": args.device, "dtype": args.dtype, "seed": args.seed, "denoising_steps": args.steps,
                   "overlap": args.overlap, "action_horizon": args.horizon or 0}
-    loads = [end_to_end.Load(rate, args.seconds) for rate in args.rates]
+    seconds = args.seconds * len(args.rates) if len(args.seconds) == 1 else args.seconds
+    if len(seconds) != len(args.rates):
+        raise ConfigError("--seconds", expected=f"one number, or {len(args.rates)} as --rates has",
+                          received=str(len(seconds)), way_out="Give one, or one a rate.")
+    loads = [end_to_end.Load(rate, length) for rate, length in zip(args.rates, seconds, strict=True)]
     runs = end_to_end.measure(loads, parameters, lambda text: console.print(text, highlight=False))
     return end_to_end.findings(runs, args.max_p50_ms, args.max_p99_ms)
 
@@ -156,7 +164,7 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
         limits = pipeline.Targets(args.max_period_ms, args.max_latency_ratio)
         return partial(pipeline.run, backend=args.backend, cameras=args.cameras, tokens=tokens,
                        step_counts=args.steps, chunks=args.chunks, seed=args.seed, boundary=args.boundary,
-                       targets=limits, trace=args.trace, picture=args.picture)
+                       side_by_side=args.side_by_side, targets=limits, trace=args.trace, picture=args.picture)
     shapes = [Shape(args.cameras, config.max_token_len if args.tokens is None else args.tokens, args.steps)]
     if args.mode == "compare" and args.cases:
         shapes = compare.parse_shapes(args.cases)

@@ -28,6 +28,22 @@ class RecipeSource:
         return z.mul_(std).add_(torch.as_tensor(mean, device=device)).bfloat16()
 
 
+@dataclass(frozen=True)
+class DeviceSource:
+    """The recipe's moments, drawn on the device in seconds instead of a minute, for speed and error: the tensor of name
+    K depends on (seed, K, shape) and the device's generator."""
+
+    config: Pi05Config
+    seed: int = 0
+
+    def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "little"))
+        z = torch.empty(shape, dtype=torch.float32, device=device).normal_(generator=generator)
+        mean, std = moments(name, shape)
+        return z.mul_(std).add_(torch.as_tensor(mean, device=device)).bfloat16()
+
+
 def moments(name: str, shape: torch.Size) -> tuple[np.float32 | np.ndarray, float]:
     """Mean (a number, or one per row) and standard deviation of the tensor called `name`; first match wins."""
     width = shape[-1]

@@ -10,7 +10,8 @@ from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.errors import ObservationError
-from pi05_ros.ros.conversions import provenance_message, trajectory_message
+from pi05_ros.ros.conversions import provenance_message
+from pi05_ros.ros.wire_trajectory import trajectory_cdr
 from pi05_ros.runtime.chunking import NON_FINITE, JointLimits
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
@@ -46,7 +47,7 @@ class Commands:
         self.last, failed = plan, None  # the last one even if a controller cannot be reached: the others run it
         for publisher, names, columns in self._controllers:
             try:
-                publisher.publish(trajectory_message(plan, names, columns))
+                publisher.publish(trajectory_cdr(plan, names, columns))
             except Exception as error:
                 failed = failed or error
         if failed is not None:

@@ -9,7 +9,6 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros import image_encodings
@@ -106,19 +105,6 @@ class JointReader:
                                    expected="positions in the robot file's limits, or a quarter of the range beyond",
                                    way_out="Check the robot's driver and its units, or the limits in the robot file.")
         return picked
-
-
-def trajectory_message(plan: JointTrajectoryPlan, names: Sequence[str], columns: Sequence[int]) -> JointTrajectory:
-    """The plan's `columns`, as joints `names`."""
-    message = JointTrajectory(joint_names=list(names))
-    message.header.stamp = to_time(plan.stamp_ns)
-    for time_s, positions, velocities in zip(plan.times_s, plan.positions[:, columns], plan.velocities[:, columns],
-                                             strict=True):
-        point = JointTrajectoryPoint(positions=positions, velocities=velocities)
-        ns = int(round(time_s * 1e9))
-        point.time_from_start.sec, point.time_from_start.nanosec = ns // 1_000_000_000, ns % 1_000_000_000
-        message.points.append(point)
-    return message
 
 
 def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ from pi05_ros.runtime.device_faults import named
 from pi05_ros.runtime.gpu_sensors import Sensors
 from pi05_ros.runtime.policy import Policy
 from pi05_ros.runtime.sequential import ChunkPipeline
+from pi05_ros.runtime.streams import release_memory
 from pi05_ros.transforms.robot_file import Robot
 
 SAY_EVERY_S = 2.0
@@ -54,9 +57,23 @@ def load(make: Callable[..., Policy], robot: Robot, values: dict[str, Any], say:
                       tokenizer=values["tokenizer"] or None, action_horizon=values["action_horizon"] or None,
                       rope_inv_freq=values["rope_inv_freq"], prompt_format=values["prompt_format"] or None,
                       size=values["size"], on_progress=on_progress)
+        release_memory()
         return Loaded(policy, policy.pipeline(values["overlap"]), policy.sensors())
     except Exception as error:
-        raise named(error) from error
+        fault = named(error)
+        forget_frames(error)
+        with suppress(RuntimeError):  # a CUDA context that is lost gives nothing back
+            release_memory()
+        if fault is error:
+            raise
+        raise fault from error
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Whoever keeps the error would keep what was half loaded: the frames of its traceback hold it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def wait(future: Future[Result], stop: Callable[[], bool]) -> Result:

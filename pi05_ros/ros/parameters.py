@@ -57,7 +57,7 @@ PARAMETERS = (
     ParameterSpec("prompt_format", "", "Form of the prompt, where the checkpoint cannot tell: pi05_padded_state for "
                   "lerobot 0.4, pi0 for openpi models without the state in it; empty: as checkpoint and robot say.",
                   choices=("", "pi05", "pi05_padded_state", "pi0", "pi0_joined")),
-    ParameterSpec("overlap", False, "On a GPU: vision and prefix of the next chunk while the last is denoised."),
+    ParameterSpec("overlap", False, "On a GPU: prepare the next chunk while the last is denoised."),
     ParameterSpec("seed", 0, "Seed of the noise; the noise of a chunk is a function of (seed, chunk index).",
                   0, 2**31 - 1),
     ParameterSpec("absent_cameras", "", "Comma-separated cameras that this robot does not have (base, left_wrist, "
@@ -100,10 +100,11 @@ def value(node: Node, name: str) -> Any:
     return node.get_parameter(name).value
 
 
-def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str, Any]) -> SetParametersResult:
+def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str, Any],
+           control_period_s: float | None = None) -> SetParametersResult:
     """The one check for changes: fixed ones only while unconfigured, words among their choices, sums that make sense.
 
-    Types and ranges are checked by rclpy from the descriptors.
+    Types and ranges are checked by rclpy from the descriptors. control_period_s: of the robot, once it is known.
     """
     after = {**current, **{p.name: p.value for p in parameters}}
     for parameter in parameters:
@@ -120,13 +121,19 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
         return _no("stop_time_s, command_lead_s and max_committed_s: expected the sum of the first two to be at most "
                    f"half of the third, received {after['stop_time_s']}, {after['command_lead_s']} and "
                    f"{after['max_committed_s']}. Both are part of what is committed.")
+    if control_period_s is not None:
+        most = int((after["max_committed_s"] - after["stop_time_s"]) / control_period_s + 1e-6)
+        if after["execution_horizon"] > most:
+            return _no(f"execution_horizon: expected at most {most} actions of {control_period_s} s, before the robot "
+                       f"brakes at the end of what is committed, received {after['execution_horizon']}. Lower it, or "
+                       "raise max_committed_s.")
     return SetParametersResult(successful=True)
 
 
-def check(values: dict[str, Any]) -> None:
+def check(values: dict[str, Any], control_period_s: float | None = None) -> None:
     """The same check for what was given at the start. Raises ConfigError."""
     given = [Parameter(name, value=value) for name, value in values.items()]
-    if not (answer := refuse(given, configured=False, current=values)).successful:
+    if not (answer := refuse(given, False, values, control_period_s)).successful:
         subject, _, rest = answer.reason.partition(": expected ")
         expected, _, received = rest.partition(", received ")
         raise ConfigError(subject, expected=expected, received=received.rstrip("."), way_out="Correct the parameters.")

@@ -77,6 +77,7 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     """
     values, log = hooks.values(), node.get_logger().info
     robot = without_cameras(load_robot(values["robot"]), values["absent_cameras"])
+    parameters.check(values, robot.control_period_s)
     limits = JointLimits(robot)
     pool = undo.enter_context(ThreadPoolExecutor(len(CAMERAS), "pi05_decode"))  # its threads start when it is used
     worker = Worker()

@@ -203,7 +203,8 @@ class PolicyNode(SupervisedNode):
     # ------------------------------------------------------------------ parameters, prompt, reset
 
     def _check_parameters(self, changed: list[Parameter]) -> SetParametersResult:
-        return parameters.refuse(changed, configured=self.parts is not None, current=self._values)
+        period_s = None if self.parts is None else self.parts.policy.robot.control_period_s
+        return parameters.refuse(changed, self.parts is not None, self._values, period_s)
 
     def _take_parameters(self, changed: list[Parameter]) -> None:
         known = {p.name: p.value for p in changed if p.name in parameters.SPECS}

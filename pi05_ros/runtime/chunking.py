@@ -184,11 +184,13 @@ def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spa
     stays within max(velocity, 1.5 x slope). A robot that starts outside its limits is led back at the permitted speed.
     """
     wanted = np.clip(wanted, limits.lower, limits.upper)
-    out, position, reach = np.empty_like(wanted), start, SLOPE_SHARE * limits.velocity
-    low, high = np.where(velocity > 0, velocity / 3, -reach), np.where(velocity < 0, velocity / 3, reach)
-    for k, span in enumerate(spans_s):
-        position = np.clip(wanted[k], position + low * span, position + high * span)
-        out[k], low, high = position, -reach, reach
+    reach = SLOPE_SHARE * limits.velocity
+    down, up = -reach * spans_s[:, None], reach * spans_s[:, None]
+    down[0] = np.where(velocity > 0, velocity / 3, -reach) * spans_s[0]
+    up[0] = np.where(velocity < 0, velocity / 3, reach) * spans_s[0]
+    out, position = np.empty_like(wanted), start
+    for k in range(len(wanted)):
+        position = np.minimum(np.maximum(wanted[k], position + down[k]), position + up[k], out=out[k])
     return out
 
 

@@ -12,35 +12,40 @@ from pi05_ros.schema import Guidance, ModelInputs
 
 
 class Forward:
-    """noise: float32 [B, H, 32]. Call `vision`, `prefix` and `expert` once each, in this order."""
+    """noise: float32 [B, H, 32]. Call `vision`, `prefix` and `expert` once each, in this order.
+
+    Each uploads what it needs itself, so that the frames, which take longest, are under way first. Uploads live as long
+    as this object: the device may read them after the host has gone on.
+    """
 
     def __init__(self, stages: base.StageSet, inputs: ModelInputs, noise: np.ndarray, num_steps: int,
                  guidance: Guidance | None, timer: StageTimer) -> None:
         self._stages, self._inputs, self._noise, self._num_steps = stages, inputs.trimmed(), noise, num_steps
         self._guidance, self._timer = guidance, timer
-        self._uploaded: dict[str, Tensor] = {}
+        self._uploaded: list[Tensor] = []
 
     def vision(self) -> Tensor:
-        """Everything to the device, then stages 0 and 1: image tokens [B, N*256, W]."""
-        i = self._inputs
-        arrays = dict(image_mask=i.image_mask, tokens=i.tokens, token_mask=i.token_mask, state=i.state,
-                      noise=self._noise)
-        self._uploaded = {name: upload(array, self._stages.device) for name, array in arrays.items()}
+        """Stages 0 and 1: image tokens [B, N*256, W]."""
         with self._timer.stage("images"):
-            pixels = self._stages.images.prepare_images(i.frames)
+            pixels = self._stages.images.prepare_images(self._inputs.frames)
         with self._timer.stage("vision"):
             return self._stages.vision.encode_images(pixels)
 
     def prefix(self, image_tokens: Tensor) -> base.PrefixCache:
-        u = self._uploaded
+        image_mask, tokens, token_mask = map(self._upload, (self._inputs.image_mask, self._inputs.tokens,
+                                                            self._inputs.token_mask))
         with self._timer.stage("prefix"):
-            return self._stages.prefix.prefill(image_tokens, u["image_mask"], u["tokens"], u["token_mask"])
+            return self._stages.prefix.prefill(image_tokens, image_mask, tokens, token_mask)
 
     def expert(self, cache: base.PrefixCache) -> Tensor:
         """Actions x_0, float32 [B, H, 32]."""
-        u = self._uploaded
+        noise, state = self._upload(self._noise), self._upload(self._inputs.state)
         with self._timer.stage("expert"):
-            return self._stages.expert.denoise(cache, u["noise"], self._num_steps, u["state"], self._guidance)
+            return self._stages.expert.denoise(cache, noise, self._num_steps, state, self._guidance)
+
+    def _upload(self, array: np.ndarray) -> Tensor:
+        self._uploaded.append(upload(array, self._stages.device))
+        return self._uploaded[-1]
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:

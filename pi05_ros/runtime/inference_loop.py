@@ -71,7 +71,7 @@ class InferenceLoop:
         self._gate = Lock()
         self._epoch, self._open, self._chunk_index = 0, False, 0
         self._pipeline: ChunkPipeline | None = pipeline
-        self._trigger, self._pace = Trigger(control_period_s), Pace()
+        self._trigger, self._pace = Trigger(control_period_s), Pace(pipeline.side_by_side)
         self._flights: deque[Flight] = deque()  # oldest first
         self._busy_since_s: float | None = None
         self.dropped: Counter[str] = Counter()  # observations begun and not finished, by cause

@@ -1,4 +1,4 @@
-"""Chunks in overlap: vision and prefix of the next observation run while the last one is denoised.
+"""Chunks in overlap: the next one is made while the last one is denoised.
 
 Two streams and two feature slots. The front stream makes features and leaves a copy in a slot; the back stream, which
 is served first, waits for the front's mark and denoises. The host issues work and goes on; it waits where a result is
@@ -86,6 +86,8 @@ class Pipeline:
         boundary: `prefix` overlaps vision and prefix with the action expert, `vision` only vision with the rest.
         make_stream: (device, priority) to a stream.
         observe: sees every chunk whose work is done, with the marks of its stages.
+        side_by_side: whether chunks are begun so early that front and back run at the same time (`Pace`). On an H200 it
+            does not pay: either side takes the GPU whole. Without it the host's work and the uploads are hidden.
 
     Raises:
         BackendError: a backend on both sides of the boundary that cannot run on two streams at once.
@@ -95,9 +97,9 @@ class Pipeline:
 
     def __init__(self, policy: Prepares, boundary: Boundary = "prefix",
                  make_stream: Callable[[torch.device, int], Stream] = new_stream,
-                 observe: Callable[[PendingChunk], None] = lambda pending: None) -> None:
+                 observe: Callable[[PendingChunk], None] = lambda pending: None, side_by_side: bool = False) -> None:
         check_overlap(policy, boundary)
-        self.policy, self.boundary, self._observe = policy, boundary, observe
+        self.policy, self.boundary, self.side_by_side, self._observe = policy, boundary, side_by_side, observe
         self.front, self.back = SPLIT[boundary]
         self._front, self._back = make_stream(policy.stages.device, 0), make_stream(policy.stages.device, -1)
         self._slots = FeatureSlots(DEPTH)

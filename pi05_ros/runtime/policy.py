@@ -13,7 +13,7 @@ from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
 from pi05_ros.model.pinned import pinned_copy
-from pi05_ros.model.recipe import RecipeSource
+from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
 from pi05_ros.runtime.forward import Forward
 from pi05_ros.runtime.gpu_sensors import Sensors, gpu_sensors
@@ -86,7 +86,7 @@ class Policy:
         source: WeightSource
         cameras: tuple[str, ...] = ()
         if checkpoint is None:
-            source, conventions, known = embedded_model(robot, size, action_horizon, rope_inv_freq)
+            source, conventions, known = embedded_model(robot, size, action_horizon, rope_inv_freq, device)
             stats: NormStats | None = known
             tokens = PromptTokenizer(tokenizer or tiny_tokenizer(), source.config.max_token_len)
         else:
@@ -96,7 +96,20 @@ class Policy:
             tokens = _checkpoint_tokenizer(opened, robot)
         transforms = RobotTransforms(robot, conventions, stats, tokens, source.config, cameras, prompt_format)
         stages = base.build(backend, source, device, dtype, conventions.resize, on_progress)
-        return cls(stages, transforms, seed)
+        policy = cls(stages, transforms, seed)
+        if stages.device.type == "cuda":
+            policy.warm_up()
+        return policy
+
+    def warm_up(self) -> None:
+        """One chunk of nothing, so that the first real one does not wait for what a GPU loads and allocates."""
+        config, order = self.config, self.transforms.camera_order
+        self.sample(ModelInputs(
+            frames=[np.zeros((1, 480, 640, 3), np.uint8) if slot else None for slot in order],
+            image_mask=np.array([[slot is not None for slot in order]]),
+            tokens=np.zeros((1, config.max_token_len), np.int64), token_mask=np.ones((1, config.max_token_len), bool),
+            state=np.zeros((1, config.action_dim), np.float32),
+        ), np.zeros((1, config.action_horizon, config.action_dim), np.float32), num_steps=10)
 
     def pipeline(self, overlap: bool) -> Pipeline | Sequential:
         """How chunks follow each other: the next one begun while the last is denoised, or one at a time."""
@@ -199,10 +212,12 @@ def draw_noise(seed: int, chunk_index: int, config: Pi05Config) -> np.ndarray:
 
 
 def embedded_model(robot: Robot, size: str = "tiny", action_horizon: int | None = None,
-                   rope_inv_freq: str = "float32") -> tuple[RecipeSource, Conventions, NormStats]:
+                   rope_inv_freq: str = "float32",
+                   device: str = "cpu") -> tuple[WeightSource, Conventions, NormStats]:
     """A pi0.5 with weights by recipe, and statistics under which it stays near the middle of the joints.
 
-    Its motions mean nothing; it shows the whole path at work without a checkpoint.
+    Its motions mean nothing; it shows the whole path at work without a checkpoint. The tiny one is the same on every
+    machine; the full one is drawn on the GPU, where there is one.
     """
     if size not in SIZES:
         raise ConfigError("size", expected=" or ".join(SIZES), received=repr(size), way_out="Choose one of them.")
@@ -215,4 +230,6 @@ def embedded_model(robot: Robot, size: str = "tiny", action_horizon: int | None 
     differences = [j.delta or j.action == "velocity" for j in robot.joints] or [False] * robot.action_dim
     centre = np.where(differences, 0.0, centre)
     actions = FieldStats(q01=centre - reach, q99=centre + reach)
-    return RecipeSource(config), Conventions(), NormStats(state=FieldStats(q01=low, q99=high), actions=actions)
+    drawn_there = size == "full" and base.check_device(device).type == "cuda"
+    source = DeviceSource(config) if drawn_there else RecipeSource(config)
+    return source, Conventions(), NormStats(state=FieldStats(q01=low, q99=high), actions=actions)

@@ -23,6 +23,7 @@ class ChunkPipeline(Protocol):
     """For each chunk, in order: `begin`, `advance`, `collect`; one may `begin` while another is denoised."""
 
     depth: int  # chunks that may be in the making
+    side_by_side: bool  # `begin` a whole front early, so that it runs beside the last chunk's denoising
     front: tuple[str, ...]  # stages that run before `advance`, in `stage_times_ms`
     back: tuple[str, ...]  # stages that run after it
 
@@ -66,7 +67,7 @@ class PendingInference:
 class Sequential:
     """One chunk at a time; `advance` returns when it is made."""
 
-    depth = 1
+    depth, side_by_side = 1, False
     front: tuple[str, ...] = ()
     back: tuple[str, ...] = ("total",)
 

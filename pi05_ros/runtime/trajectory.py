@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -24,11 +25,16 @@ class JointTrajectoryPlan:
 
     @property
     def end_ns(self) -> int:
-        return self.stamp_ns + int(round(self.times_s[-1] * 1e9))
+        return self.stamp_ns + int(self.offsets_ns[-1])
+
+    @cached_property
+    def offsets_ns(self) -> np.ndarray:
+        """int64 [K]: `times_s` as they go over the wire."""
+        return np.rint(self.times_s * 1e9).astype(np.int64)
 
     def points_ns(self) -> list[int]:
-        """Times of the points on the clock, as they go over the wire."""
-        return [self.stamp_ns + int(round(t * 1e9)) for t in self.times_s]
+        """Times of the points on the clock."""
+        return (self.stamp_ns + self.offsets_ns).tolist()
 
     def next_point_ns(self, time_ns: int) -> int:
         """Time of the first point at or after a time; the last point's if there is none."""

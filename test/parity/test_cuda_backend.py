@@ -9,12 +9,11 @@ import torch
 
 from pi05_ros.backends import base
 from pi05_ros.backends.cuda import checks
-from pi05_ros.benchmark.device_source import DeviceSource
 from pi05_ros.benchmark.error import relative_error, run_stages
 from pi05_ros.benchmark.inputs import random_inputs
 from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import BackendError
-from pi05_ros.model.recipe import RecipeSource
+from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.schema import Guidance
 
 pytestmark = pytest.mark.gpu

@@ -168,9 +168,9 @@ def test_expert_in_one_kernel(horizon, guided, monkeypatch):
     from pi05_ros.backends import eager
     from pi05_ros.backends.cuda import build
     from pi05_ros.backends.cuda.persistent import Misfit
-    from pi05_ros.benchmark.device_source import DeviceSource
     from pi05_ros.config import Pi05Config
     from pi05_ros.model.pi05 import PrefixCache
+    from pi05_ros.model.recipe import DeviceSource
     from pi05_ros.schema import Guidance
 
     source = DeviceSource(Pi05Config(action_horizon=horizon))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import yaml
+from rclpy.parameter import Parameter
 
 from pi05_ros.config import share_directory
 from pi05_ros.ros.parameters import PARAMETERS
@@ -33,3 +34,14 @@ def test_the_readme_lists_every_parameter_with_its_default():
         assert default in (f"`{spec.default}`", str(spec.default).lower(), '`""`' if spec.default == "" else "",
                            f"{spec.default:g}" if isinstance(spec.default, float) else ""), row
         assert (live == "live") == spec.live, row
+
+
+def test_an_execution_horizon_beyond_what_is_committed_is_refused(node):
+    def horizon(actions):
+        return node.set_parameters([Parameter("execution_horizon", value=actions)])[0]
+
+    assert horizon(41).successful  # the robot is not known yet
+    assert node.trigger_configure().name == "FAILURE"
+    assert horizon(40).successful and node.trigger_configure().name == "SUCCESS"  # 0.8 s at 50 Hz, then it brakes
+    refused = horizon(41)
+    assert not refused.successful and "at most 40 actions of 0.02 s" in refused.reason

@@ -26,7 +26,7 @@ class ScriptedPending:
 class ScriptedPipeline:
     """Takes 8 ms in front and 7 ms behind, it says, but `finish` decides."""
 
-    depth, front, back = 2, ("prefix",), ("expert",)
+    depth, front, back, side_by_side = 2, ("prefix",), ("expert",), True
 
     def __init__(self):
         self.log, self.pending, self.error, self.closed = [], [], {}, False

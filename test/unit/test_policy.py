@@ -39,6 +39,13 @@ def test_the_same_seed_and_index_make_the_same_chunk_again(policy):
     assert not np.array_equal(first.normalised, other.normalised)
 
 
+def test_warming_up_leaves_no_trace_in_what_follows(policy):
+    fresh = Policy.load(robot="arm6", seed=3)
+    fresh.warm_up()
+    np.testing.assert_array_equal(fresh.infer(observation(), 2).normalised,
+                                  policy.infer(observation(), 2, chunk_index=0).normalised)
+
+
 def test_given_noise_replaces_the_drawn_one(policy):
     noise = draw_noise(1, 7, policy.config)
     given = policy.infer(observation(), 2, noise=noise)

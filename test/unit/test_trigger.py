@@ -2,7 +2,7 @@
 
 import pytest
 
-from pi05_ros.runtime.pace import POLL_S, Pace
+from pi05_ros.runtime.pace import MARGIN_S, POLL_S, Pace
 from pi05_ros.runtime.trigger import LoopSettings, Trigger
 
 S = 10**9
@@ -58,18 +58,31 @@ def test_a_clock_set_back_begins_at_once_and_so_does_a_reset():
     (0.002, 0.0010, 10.010),  # the back is longer: so that the features are ready when the back stream is free
 ])
 def test_the_next_chunk_begins_just_in_time(front_s, step_s, expected):
-    pace = Pace(front_s=front_s, step_s=step_s)
+    pace = Pace(side_by_side=True, front_s=front_s, step_s=step_s)
     assert pace.begin_at(begun_s=10.0, advanced_s=10.0, num_steps=10) == pytest.approx(expected)
 
 
 def test_the_hosts_part_is_begun_earlier_by_what_it_takes():
-    pace = Pace(host_s=0.001, front_s=0.008, step_s=0.0005)
+    pace = Pace(side_by_side=True, host_s=0.001, front_s=0.008, step_s=0.0005)
     assert pace.begin_at(10.0, 10.0, 10) == pytest.approx(10.007)
 
 
+def test_in_turn_a_chunk_begins_when_the_device_is_nearly_free():
+    pace = Pace(host_s=0.001, front_s=0.008, step_s=0.0005)
+    assert pace.begin_at(begun_s=10.0, advanced_s=10.0, num_steps=10) == pytest.approx(10.013 - 0.001 - MARGIN_S)
+
+
 def test_denoising_that_had_to_wait_is_done_later():
-    pace = Pace(front_s=0.002, step_s=0.001)
+    pace = Pace(side_by_side=True, front_s=0.002, step_s=0.001)
     assert pace.done_at(begun_s=10.0, advanced_s=10.005, num_steps=10) == pytest.approx(10.015)
+
+
+def test_in_turn_a_chunk_that_was_begun_early_does_not_make_the_next_one_earlier_still():
+    pace, begun, done = Pace(host_s=0.001, front_s=0.008, step_s=0.0005), 10.0, 10.0
+    for _ in range(20):  # on a device that runs one chunk at a time, each advanced when the last is done
+        advanced, done = done, done + 0.013
+        ahead, begun = done - begun, pace.begin_at(begun, advanced, 10) + pace.host_s
+    assert done - begun == pytest.approx(MARGIN_S) and ahead == pytest.approx(0.013 + MARGIN_S)
 
 
 def test_a_result_is_asked_for_rarely_at_first_and_often_when_it_is_due():
