@@ -119,9 +119,13 @@ class Policy:
         """Reads the GPU's memory and temperature, for diagnostics."""
         return gpu_sensors(self.stages.device)
 
-    def place(self, pixels: memoryview) -> memoryview:
-        """Pixels to where `infer` takes them from without a copy: pinned memory for a GPU. Raises ObservationError."""
-        return pinned_copy(pixels) if self.stages.device.type == "cuda" else pixels
+    @property
+    def place(self) -> Callable[[memoryview], memoryview]:
+        """Puts pixels where `infer` takes them from without a copy (pinned memory for a GPU); keeps no policy alive.
+
+        It raises ObservationError where there is no room.
+        """
+        return pinned_copy if self.stages.device.type == "cuda" else as_they_are
 
     def summary(self) -> str:
         """One line for logs: what runs where."""
@@ -203,6 +207,10 @@ def _checkpoint_tokenizer(opened: Checkpoint, robot: Robot) -> PromptTokenizer:
         raise ConfigError("tokenizer", expected="paligemma_tokenizer.model in the checkpoint's directory",
                           received="none", way_out="Put it there, or give its path as `tokenizer`.")
     return PromptTokenizer(opened.tokenizer_path, opened.config.max_token_len)
+
+
+def as_they_are(pixels: memoryview) -> memoryview:
+    return pixels
 
 
 def draw_noise(seed: int, chunk_index: int, config: Pi05Config) -> np.ndarray:
