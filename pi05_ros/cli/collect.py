@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="of the stored frames; 112 is all that the small model reads (default: 224)")
     parser.add_argument("--frame-every", type=positive, default=2, metavar="N",
                         help="control steps between two samples (default: 2)")
+    parser.add_argument("--astray", type=float, default=0.5, metavar="SHARE",
+                        help="episodes that begin anywhere on the table, 0 to 1 (default: 0.5)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="of a new data set (default: 0)")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
                         help="processes (default: one for each CPU)")
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> Report:
     from pi05_ros.sim.tasks import TRAIN_SEEDS, parse_kinds
     from pi05_ros.train.dataset import INDEX, DatasetWriter, read_index
 
-    recording = Recording(parse_kinds(args.tasks), args.image_size, args.frame_every)
+    recording = Recording(parse_kinds(args.tasks), args.image_size, args.frame_every, args.astray)
     first = args.first_seed
     if (args.dataset / INDEX).exists():
         first = read_index(args.dataset)["episodes"][-1]["seed"] + 1

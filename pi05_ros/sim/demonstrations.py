@@ -15,7 +15,7 @@ from pi05_ros.sim.world import TabletopWorld
 from pi05_ros.train.dataset import Episode
 from pi05_ros.transforms.images import resize_with_pad
 
-EXPERT_STREAM = 4  # of the seed; the world draws from 0 to 3
+EXPERT_STREAM, STRAY_STREAM = 4, 5  # of the seed; the world draws from 0 to 3
 ROUND = 8  # seeds in flight for each process: bounds the memory that waits
 
 
@@ -27,11 +27,14 @@ class Recording:
         kinds: of tasks, drawn by the seed.
         image_size: of the stored frames, pixels; they are rendered at 224 and resized as for inference.
         frame_every: control steps from one set of frames to the next.
+        astray: share of episodes whose recording begins anywhere on the table, not where the arm begins. Without them
+            the joints alone tell where a motion leads, and nothing tells the way back from a wrong place.
     """
 
     kinds: tuple[str, ...] = KINDS
     image_size: int = 224
     frame_every: int = 2
+    astray: float = 0.5
 
 
 def seeded_task(seed: int, kinds: tuple[str, ...]) -> Task:
@@ -50,8 +53,12 @@ class Demonstrator:
         """The whole motion, to its rest; None where it did not succeed."""
         recording, world = self._recording, self._world
         task = world.reset(seed, seeded_task(seed, recording.kinds))
+        stray = np.random.default_rng([seed, STRAY_STREAM])
+        if stray.random() < recording.astray:
+            for target in self._expert.stray(stray):
+                world.step(target)
         plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
-        states, frames, outcome = [], [], "running"
+        states, frames, outcome = [], [], world.outcome
         steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
         for step, target in enumerate(plan):
             states.append(world.state)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pi05_ros.errors import ConfigError
 from pi05_ros.sim.kinematics import TipKinematics
 from pi05_ros.sim.tasks import COLOURS
+from pi05_ros.sim.variation import AREA_M
 from pi05_ros.sim.world import BLOCK_HEIGHT_M, TabletopWorld
 
 HOVER_M = 0.10  # height of the fingertips on their way over the blocks
@@ -16,6 +19,9 @@ PUSH_M = 0.085  # past the block's old middle: tips end 0.055 m short of that, p
 SPEED_M_S = 0.25  # peak, of the fingertips
 SPEED_SHARE = 2 / 3  # of each joint's limit, which is what the node keeps in steps
 HOLD_STEPS = 10
+LOW_M = 0.01  # below the hovering height by this: in the way of the blocks
+STRAY_CLEAR_M = 0.07  # from a place to the nearest block's middle: half a diagonal and the fingers fit between
+Move = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CLOSED_M = 0.0
 
 
@@ -32,9 +38,24 @@ class ScriptedExpert:
 
         `random` chooses where there are several equally good ways.
         """
+        return self._along([self._over, self._straight, self._straight], self._waypoints(random))
+
+    def stray(self, random: np.random.Generator) -> np.ndarray:
+        """float64 [T, 7]: to a place that has nothing to do with the task, high or low, clear of the blocks."""
+        while True:
+            place = random.uniform(AREA_M[:, 0], AREA_M[:, 1])
+            if np.linalg.norm(self._world.blocks.position - place, axis=1).min() > STRAY_CLEAR_M:
+                break
+        return self._along([self._over, self._straight], [np.append(place, HOVER_M),
+                                                          np.append(place, random.uniform(BLOCK_HEIGHT_M, HOVER_M))])
+
+    def _along(self, moves: list[Move], goals: list[np.ndarray]) -> np.ndarray:
         command = self._world.command
         joints, rows = command[:6], [command]
-        for move, goal in zip((self._over, self._straight, self._straight), self._waypoints(random), strict=False):
+        tip = self._kinematics.tip(joints)
+        if tip[2] < HOVER_M - LOW_M:  # up first, so as not to sweep over the table
+            moves, goals = [self._straight, *moves], [np.append(tip[:2], HOVER_M), *goals]
+        for move, goal in zip(moves, goals, strict=False):
             segment = move(joints, goal)
             rows.extend(np.column_stack([segment, np.zeros(len(segment))]))
             joints = segment[-1]

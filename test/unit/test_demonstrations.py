@@ -10,6 +10,7 @@ from pi05_ros.cli.main import main
 from pi05_ros.errors import ConfigError
 from pi05_ros.schema import CAMERAS
 from pi05_ros.sim.demonstrations import Recording, demonstrations, seeded_task
+from pi05_ros.sim.kinematics import TipKinematics
 from pi05_ros.sim.tasks import COLOURS, HELD_OUT_SEEDS, Task, parse_kinds
 from pi05_ros.sim.world import TabletopWorld
 from pi05_ros.train.dataset import read_episodes
@@ -31,7 +32,7 @@ def test_the_cameras_show_the_blocks_and_vary_with_the_seed(seen_world):  # noqa
 
 
 def test_a_demonstration_is_what_the_policy_would_see_and_should_do(seen_world):  # noqa: F811
-    ((_, episode),) = demonstrations(Recording(image_size=56, frame_every=5), range(2, 3))
+    ((_, episode),) = demonstrations(Recording(image_size=56, frame_every=5, astray=0), range(2, 3))
     task = seen_world.reset(2)
     assert task == seeded_task(2, parse_kinds(None)) and task.prompt in episode.prompts and episode.task == task.kind
     assert episode.frame_steps.tolist() == list(range(0, len(episode.actions), 5))
@@ -42,6 +43,19 @@ def test_a_demonstration_is_what_the_policy_would_see_and_should_do(seen_world):
             np.testing.assert_array_equal(episode.images[step // 5, 0], resize_with_pad(image, 56))
         seen_world.step(episode.actions[step])
     np.testing.assert_array_equal(episode.actions[-1], episode.actions[-2])  # ends at rest
+
+
+def test_half_of_the_demonstrations_begin_anywhere(seen_world):  # noqa: F811
+    tips = TipKinematics(seen_world)
+
+    def begins(astray):
+        episodes = [one for _, one in demonstrations(Recording(image_size=28, frame_every=99, astray=astray), range(6))]
+        return np.array([tips.tip(one.state[0, :6].astype(float)) for one in episodes])
+
+    home, anywhere, mixed = begins(0.0), begins(1.0), begins(0.5)
+    assert (home[:, 2] > 0.1).all()
+    assert (anywhere[:, 2] < 0.12).all() and np.ptp(anywhere[:, 2]) > 0.02 and np.ptp(anywhere[:, 1]) > 0.1
+    assert 0 < (np.abs(mixed - home).max(axis=1) > 1e-6).sum() < 6
 
 
 def test_collecting_again_goes_on_and_processes_change_nothing(seen_world, tmp_path, capsys):  # noqa: F811
