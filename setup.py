@@ -28,7 +28,7 @@ setup(
     maintainer="pi05_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(exclude=["test", "test.*"]),
-    package_data={NAME: ["backends/cuda/csrc/*.cu", "backends/cuda/csrc/*.cuh"]},
+    package_data={NAME: ["backends/cuda/csrc/*.cu", "backends/cuda/csrc/*.cuh", "sim/*.xml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -68,6 +68,7 @@ setup(
         "quantize": ["nvidia-modelopt>=0.47", "requests", "huggingface_hub"],  # ModelOpt uses both undeclared
         "test": [
             "hypothesis>=6.98",
+            "mujoco>=3.1",
             "psutil>=5.9",
             "pytest>=7.4",
             # Pinned: another version finds other things.

@@ -35,6 +35,7 @@ ALLOWED = {
     "runtime.gpu_sensors": "torch pynvml",
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call
     "sim": f"{BELOW} {ROS} mujoco",
+    "sim.demonstrations": f"{BELOW} sim train.dataset",
     "bag": f"{BELOW} {ROS} rosbags mcap mcap_ros2",
     "train": f"{BELOW} sentencepiece",
     "benchmark": BELOW,

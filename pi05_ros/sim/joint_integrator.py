@@ -17,7 +17,7 @@ class JointIntegrator:
         positions: float64 [J], rad or m.
     """
 
-    def __init__(self, positions: Sequence[float]) -> None:
+    def __init__(self, positions: Sequence[float] | np.ndarray) -> None:
         self._start_ns = 0
         self._start = np.array(positions, np.float64), np.zeros(len(positions))
         self._plan: JointTrajectoryPlan | None = None

@@ -22,7 +22,7 @@ def load(folder, **changes):
 
 
 def test_lists_the_robots_of_the_package():
-    assert list_robots() == ["aloha", "arm6", "droid", "droid_jointpos", "libero"]
+    assert list_robots() == ["aloha", "arm6", "droid", "droid_jointpos", "libero", "tabletop"]
 
 
 @pytest.mark.parametrize("name", list_robots())

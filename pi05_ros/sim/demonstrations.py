@@ -1,0 +1,106 @@
+"""Episodes of the scripted expert, as training data: one function of the seed each, made by any number of processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pi05_ros.schema import CAMERAS
+from pi05_ros.sim.expert import ScriptedExpert
+from pi05_ros.sim.tasks import KINDS, Task, draw_task
+from pi05_ros.sim.world import TabletopWorld
+from pi05_ros.train.dataset import Episode
+from pi05_ros.transforms.images import resize_with_pad
+
+EXPERT_STREAM, STRAY_STREAM = 4, 5  # of the seed; the world draws from 0 to 3
+ROUND = 8  # seeds in flight for each process: bounds the memory that waits
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What of an episode is kept.
+
+    Args:
+        kinds: of tasks, drawn by the seed.
+        image_size: of the stored frames, pixels; they are rendered at 224 and resized as for inference.
+        frame_every: control steps from one set of frames to the next.
+        astray: share of episodes whose recording begins anywhere on the table, not where the arm begins. Without them
+            the joints alone tell where a motion leads, and nothing tells the way back from a wrong place.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    image_size: int = 224
+    frame_every: int = 2
+    astray: float = 0.5
+
+
+def seeded_task(seed: int, kinds: tuple[str, ...]) -> Task:
+    """The task of an episode; with all kinds what `TabletopWorld.reset(seed)` draws."""
+    return draw_task(np.random.default_rng([seed, 0]), kinds)
+
+
+class Demonstrator:
+    """One world and its expert."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording, self._world = recording, TabletopWorld()
+        self._expert = ScriptedExpert(self._world)
+
+    def episode(self, seed: int) -> Episode | None:
+        """The whole motion, to its rest; None where it did not succeed."""
+        recording, world = self._recording, self._world
+        task = world.reset(seed, seeded_task(seed, recording.kinds))
+        stray = np.random.default_rng([seed, STRAY_STREAM])
+        if stray.random() < recording.astray:
+            for target in self._expert.stray(stray):
+                world.step(target)
+        plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
+        states, frames, outcome = [], [], world.outcome
+        steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
+        for step, target in enumerate(plan):
+            states.append(world.state)
+            if step % recording.frame_every == 0:
+                images = world.observe().images
+                frames.append(np.stack([resize_with_pad(images[camera], recording.image_size) for camera in CAMERAS]))
+            judged = world.step(target)
+            outcome = judged if outcome == "running" else outcome
+        if outcome != "success":
+            return None
+        return Episode(np.stack(frames), np.stack(states), plan, task.prompts, task.kind, seed,
+                       steps, name=f"episode of seed {seed}")
+
+    def close(self) -> None:
+        self._world.close()
+
+
+def demonstrations(recording: Recording, seeds: range, workers: int = 1) -> Iterator[tuple[int, Episode | None]]:
+    """(seed, its episode or None) in the order of `seeds`, whatever the number of processes."""
+    if workers == 1:
+        demonstrator = Demonstrator(recording)
+        try:
+            for seed in seeds:
+                yield seed, demonstrator.episode(seed)
+        finally:
+            demonstrator.close()
+        return
+    # Spawned: an OpenGL context does not survive a fork.
+    with multiprocessing.get_context("spawn").Pool(workers, _open, (recording,)) as pool:
+        for first in range(0, len(seeds), ROUND * workers):
+            part = seeds[first:first + ROUND * workers]
+            yield from zip(part, pool.imap(_episode, part), strict=True)
+
+
+_demonstrator: Demonstrator | None = None  # of a worker process
+
+
+def _open(recording: Recording) -> None:
+    global _demonstrator
+    _demonstrator = Demonstrator(recording)
+
+
+def _episode(seed: int) -> Episode | None:
+    assert _demonstrator is not None
+    return _demonstrator.episode(seed)

@@ -1,0 +1,103 @@
+"""The scripted expert: what a good operator would do, from the true places of the blocks. It makes training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pi05_ros.errors import ConfigError
+from pi05_ros.sim.kinematics import TipKinematics
+from pi05_ros.sim.tasks import COLOURS
+from pi05_ros.sim.variation import AREA_M
+from pi05_ros.sim.world import BLOCK_HEIGHT_M, TabletopWorld
+
+HOVER_M = 0.10  # height of the fingertips on their way over the blocks
+PUSH_HEIGHT_M = 0.018
+BEHIND_M = 0.055  # from the fingertips to the middle of a block before it is pushed
+PUSH_M = 0.085  # past the block's old middle: tips end 0.055 m short of that, plus some for the servos' lag
+SPEED_M_S = 0.25  # peak, of the fingertips
+SPEED_SHARE = 2 / 3  # of each joint's limit, which is what the node keeps in steps
+HOLD_STEPS = 10
+LOW_M = 0.01  # below the hovering height by this: in the way of the blocks
+STRAY_CLEAR_M = 0.07  # from a place to the nearest block's middle: half a diagonal and the fingers fit between
+Move = Callable[[np.ndarray, np.ndarray], np.ndarray]
+CLOSED_M = 0.0
+
+
+class ScriptedExpert:
+    """Plans an episode's joint targets: up, over, down, on, with smooth motion."""
+
+    def __init__(self, world: TabletopWorld) -> None:
+        self._world, self._kinematics = world, TipKinematics(world)
+        self._step = SPEED_SHARE * world.robot.control_period_s * np.array(
+            [joint.max_velocity for joint in world.robot.joints])
+
+    def plan(self, random: np.random.Generator) -> np.ndarray:
+        """float64 [T, 7]: targets at the control rate from where the arm is commanded to be, ending at rest.
+
+        `random` chooses where there are several equally good ways.
+        """
+        return self._along([self._over, self._straight, self._straight], self._waypoints(random))
+
+    def stray(self, random: np.random.Generator) -> np.ndarray:
+        """float64 [T, 7]: to a place that has nothing to do with the task, high or low, clear of the blocks."""
+        while True:
+            place = random.uniform(AREA_M[:, 0], AREA_M[:, 1])
+            if np.linalg.norm(self._world.blocks.position - place, axis=1).min() > STRAY_CLEAR_M:
+                break
+        return self._along([self._over, self._straight], [np.append(place, HOVER_M),
+                                                          np.append(place, random.uniform(BLOCK_HEIGHT_M, HOVER_M))])
+
+    def _along(self, moves: list[Move], goals: list[np.ndarray]) -> np.ndarray:
+        command = self._world.command
+        joints, rows = command[:6], [command]
+        tip = self._kinematics.tip(joints)
+        if tip[2] < HOVER_M - LOW_M:  # up first, so as not to sweep over the table
+            moves, goals = [self._straight, *moves], [np.append(tip[:2], HOVER_M), *goals]
+        for move, goal in zip(moves, goals, strict=False):
+            segment = move(joints, goal)
+            rows.extend(np.column_stack([segment, np.zeros(len(segment))]))
+            joints = segment[-1]
+        targets = np.array(rows[1:] + [rows[-1]] * HOLD_STEPS)
+        travel = command[6] - self._step[6] * np.arange(1, len(targets) + 1)  # the gripper closes on the way
+        targets[:, 6] = np.maximum(CLOSED_M, travel)
+        return targets
+
+    def _waypoints(self, random: np.random.Generator) -> list[np.ndarray]:
+        task, blocks = self._world.task, self._world.blocks
+        centre = blocks.position[COLOURS.index(task.colour)]
+        if not task.ways:
+            return [np.append(centre, HOVER_M), np.append(centre, BLOCK_HEIGHT_M - 0.003)]
+        way = np.array(task.ways[random.integers(len(task.ways))])
+        behind = centre - BEHIND_M * way
+        return [np.append(behind, HOVER_M), np.append(behind, PUSH_HEIGHT_M),
+                np.append(centre + (PUSH_M - BEHIND_M + 0.02) * way, PUSH_HEIGHT_M)]
+
+    def _over(self, joints: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """float64 [K, 6]: joints move together to where the fingertips are at `goal` and the hand is upright."""
+        end = self._kinematics.solve(goal, near=joints)
+        steps = max(2, int(np.ceil((1.875 * np.abs(end - joints) / self._step[:6]).max())))
+        return joints + (end - joints) * minimum_jerk(np.arange(1, steps + 1) / steps)[:, None]
+
+    def _straight(self, joints: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """float64 [K, 6]: a straight line of the fingertips to `goal`, slow enough for every joint."""
+        start = self._kinematics.tip(joints)
+        seconds = 1.875 * np.linalg.norm(goal - start) / SPEED_M_S  # a minimum-jerk line peaks at 1.875 x its mean
+        steps = max(2, int(np.ceil(seconds / self._world.robot.control_period_s)))
+        for _ in range(10):
+            line = start + (goal - start) * minimum_jerk(np.arange(1, steps + 1) / steps)[:, None]
+            rows = [joints]
+            for point in line:
+                rows.append(self._kinematics.solve(point, near=rows[-1]))
+            excess = (np.abs(np.diff(rows, axis=0)) / self._step[:6]).max()
+            if excess <= 1:
+                return np.array(rows[1:])
+            steps = int(np.ceil(steps * max(1.05, excess)))
+        raise ConfigError("scripted expert", expected="a path within the joints' speeds",
+                          received=f"{excess:.1f} times their share of the limit", way_out="Begin nearer to home.")
+
+
+def minimum_jerk(share: np.ndarray) -> np.ndarray:
+    """0..1 to 0..1, at rest at both ends (Flash and Hogan 1985)."""
+    return share**3 * (10 + share * (6 * share - 15))
