@@ -30,7 +30,7 @@ class FakePolicy:
     def sensors(self):
         return lambda: {"gpu_temperature_c": 40}
 
-    def infer(self, observation, num_steps, *, chunk_index):
+    def infer(self, observation, num_steps, *, chunk_index, guidance=None):
         self.seen.append(observation)
         self.entered.release()
         if self.gate is not None:

@@ -36,7 +36,7 @@ class ScriptedPipeline:
         self.pending.append(ScriptedPending(observation.stamp_ns, num_steps, chunk_index))
         return self.pending[-1]
 
-    def advance(self, pending):
+    def advance(self, pending, guidance=None):
         self._do("advance", pending.stamp)
         pending.advanced = True
 
