@@ -71,6 +71,7 @@ class ModelInputs:
 
 
 Schedule = Literal["linear", "exp", "ones", "zeros"]
+Jacobian = Literal["identity", "vjp"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Guidance:
         schedule: how the weight falls from `delay` to `end`.
         beta: upper bound of the guidance strength.
         jacobian: `identity` needs no backward pass; `vjp` is the exact vector-Jacobian product.
+        previous_index: number of the previous chunk, for whoever makes this one again.
     """
 
     previous: np.ndarray
@@ -92,7 +94,8 @@ class Guidance:
     end: int
     schedule: Schedule = "linear"
     beta: float = 10.0
-    jacobian: Literal["identity", "vjp"] = "identity"
+    jacobian: Jacobian = "identity"
+    previous_index: int | None = None
 
 
 @dataclass(frozen=True)
