@@ -12,6 +12,7 @@ import numpy as np
 from pi05_ros.backends.base import parse_choice
 from pi05_ros.errors import ConfigError
 from pi05_ros.runtime.delay import DelayEstimate
+from pi05_ros.runtime.ensembling import TemporalEnsemble, leftover
 from pi05_ros.schema import ActionChunk, Guidance, Jacobian, Observation, Schedule
 
 ChunkMode = Literal["plain", "delay_aware", "guided", "ensembled"]
@@ -29,6 +30,7 @@ class JoinSettings:
         lead_s: after publication, what is commanded for so long does not change.
         schedule, beta, jacobian: of the guidance, as in `schema.Guidance`.
         horizon: rows of the next chunk that are guided at most; 0: as many as the chunk before has left.
+        ensemble_coefficient: of the weights of `ensembled`, see `TemporalEnsemble`.
     """
 
     mode: ChunkMode = "delay_aware"
@@ -37,6 +39,7 @@ class JoinSettings:
     beta: float = 10.0
     jacobian: Jacobian = "identity"
     horizon: int = 0
+    ensemble_coefficient: float = 0.01
 
 
 class Joining:
@@ -51,11 +54,12 @@ class Joining:
     def __init__(self, encode_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
         self._encode = encode_actions
         self._previous: ActionChunk | None = None
+        self._ensemble = TemporalEnsemble()
         self.delay = DelayEstimate()
 
     def reset(self) -> None:
         """A new activation."""
-        self._previous = None
+        self.interrupted()
         self.delay.reset()
 
     def made(self, chunk: ActionChunk) -> None:
@@ -65,6 +69,14 @@ class Joining:
     def interrupted(self) -> None:
         """The last chunk is not executed, or no longer: there is nothing to continue."""
         self._previous = None
+        self._ensemble.reset()
+
+    def combined(self, chunk: ActionChunk, settings: JoinSettings) -> ActionChunk:
+        """What is to be executed of a chunk: itself or, `ensembled`, its mean with those before."""
+        if settings.mode == "ensembled":
+            return self._ensemble.add(chunk, settings.ensemble_coefficient)
+        self._ensemble.reset()
+        return chunk
 
     def guidance(self, observation: Observation, settings: JoinSettings) -> Guidance | None:
         """For the chunk that answers `observation`; None in other modes, without a chunk to continue, and until the
@@ -89,20 +101,6 @@ class Joining:
 def inference_delay(delay_s: float, control_period_s: float) -> int:
     """Control steps that begin within a delay."""
     return math.ceil(delay_s / control_period_s - 1e-6)
-
-
-def leftover(previous: ActionChunk, stamp_ns: int) -> np.ndarray:
-    """Actions [K, robot_action_dim] of a chunk at stamp_ns, stamp_ns + period, ...: as many as it reaches, between its
-    own ones by linear interpolation. None for a stamp before its own."""
-    elapsed = (stamp_ns - previous.stamp_ns) * 1e-9 / previous.control_period_s
-    last = len(previous.actions) - 1
-    if elapsed < 0 or elapsed > last:
-        return previous.actions[:0]
-    rows = elapsed + np.arange(int(last - elapsed + 1e-6) + 1)
-    before = np.minimum(rows.astype(int), last)
-    share = (rows - before)[:, None]
-    after = np.minimum(before + 1, last)
-    return ((1 - share) * previous.actions[before] + share * previous.actions[after]).astype(np.float32)
 
 
 def check_chunk_mode(mode: str, jacobian: str, backend: str) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from pi05_ros.errors import ConfigError
 from pi05_ros.runtime.delay import OUTLIERS, WARM_UP, WINDOW, DelayEstimate
-from pi05_ros.runtime.joining import Joining, JoinSettings, check_chunk_mode, inference_delay, leftover
+from pi05_ros.runtime.ensembling import leftover
+from pi05_ros.runtime.joining import Joining, JoinSettings, check_chunk_mode, inference_delay
 from pi05_ros.schema import ActionChunk, Observation
 
 PERIOD, STAMP = 0.02, 1_000_000_000_000
