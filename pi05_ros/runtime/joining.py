@@ -71,6 +71,10 @@ class Joining:
         self._previous = None
         self._ensemble.reset()
 
+    def published(self, chunk: ActionChunk, published_ns: int) -> None:
+        """A trajectory went out for a chunk."""
+        self.delay.add((published_ns - chunk.stamp_ns) * 1e-9)
+
     def combined(self, chunk: ActionChunk, settings: JoinSettings) -> ActionChunk:
         """What is to be executed of a chunk: itself or, `ensembled`, its mean with those before."""
         if settings.mode == "ensembled":
@@ -105,7 +109,6 @@ def inference_delay(delay_s: float, control_period_s: float) -> int:
 
 def check_chunk_mode(mode: str, jacobian: str, backend: str) -> None:
     """Raises ConfigError for a guidance that the action expert's backend cannot do."""
-    expert = parse_choice(backend)["expert"]
-    if mode == "guided" and jacobian == "vjp" and expert != "eager":
+    if (mode, jacobian) == ("guided", "vjp") and (expert := parse_choice(backend)["expert"]) != "eager":
         raise ConfigError("guidance_jacobian", expected=f"identity with the expert on backend '{expert}', which has no "
                           "backward pass", received="vjp", way_out="Use identity, or expert=eager.")
