@@ -76,7 +76,8 @@ Jacobian = Literal["identity", "vjp"]
 
 @dataclass(frozen=True)
 class Guidance:
-    """Real-time chunking by guidance (PI05_SPEC section 12): pull the chunk towards the unexecuted one.
+    """Real-time chunking (PI05_SPEC section 12): pull the chunk towards the unexecuted one or, `trained`, let it go on
+    from the rows that will be executed before it can act.
 
     Args:
         previous: float32 [B, H, 32], tail of the previous chunk, normalised; row 0 is the first action not yet
@@ -87,6 +88,8 @@ class Guidance:
         beta: upper bound of the guidance strength.
         jacobian: `identity` needs no backward pass; `vjp` is the exact vector-Jacobian product.
         previous_index: number of the previous chunk, for whoever makes this one again.
+        trained: for a checkpoint trained with a delay: the first `delay` rows are given as clean actions, with flow
+            time 0, and nothing is pulled; `end`, `schedule`, `beta` and `jacobian` mean nothing.
     """
 
     previous: np.ndarray
@@ -96,6 +99,7 @@ class Guidance:
     beta: float = 10.0
     jacobian: Jacobian = "identity"
     previous_index: int | None = None
+    trained: bool = False
 
 
 @dataclass(frozen=True)
