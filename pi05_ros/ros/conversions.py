@@ -120,7 +120,7 @@ def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, m
         "chunk_index": chunk.chunk_index,
         "epoch": delivery.epoch,
         "chunk_mode": delivery.join.mode,
-        "guidance": "none" if chunk.guidance is None else chunk.guidance.jacobian,
+        "guidance": guidance_kind(chunk.guidance),
         **guidance_values(chunk.guidance),
         "observation_stamp_ns": chunk.stamp_ns,
         "inputs_complete_ns": delivery.complete_ns,
@@ -135,6 +135,12 @@ def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, m
     message = DiagnosticArray(status=[status("pi05_policy: chunk", DiagnosticStatus.OK, "published", values)])
     message.header.stamp = to_time(chunk.stamp_ns)
     return message
+
+
+def guidance_kind(guidance: Guidance | None) -> str:
+    if guidance is None:
+        return "none"
+    return "trained" if guidance.trained else guidance.jacobian
 
 
 def guidance_values(guidance: Guidance | None) -> dict[str, object]:

@@ -74,7 +74,8 @@ PARAMETERS = (
                   live=True),
     ParameterSpec("chunk_mode", "delay_aware", "How chunks join: plain plays each from its first action, delay_aware "
                   "drops actions whose time has passed, guided also guides the next chunk by the last (real-time "
-                  "chunking), ensembled averages chunks.", choices=CHUNK_MODES, live=True),
+                  "chunking), trained gives it the actions executed meanwhile (checkpoints trained so), ensembled "
+                  "averages chunks.", choices=CHUNK_MODES, live=True),
     ParameterSpec("guidance_schedule", "linear", "Guided: how the weight of the last chunk falls.",
                   choices=get_args(Schedule), live=True),
     ParameterSpec("guidance_jacobian", "identity", "Guided: identity, or vjp, the true one, which backend eager has.",
@@ -115,10 +116,11 @@ def value(node: Node, name: str) -> Any:
 
 
 def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str, Any],
-           control_period_s: float | None = None) -> SetParametersResult:
+           control_period_s: float | None = None, max_delay: int | None = None) -> SetParametersResult:
     """The one check for changes: fixed ones only while unconfigured, words among their choices, sums that make sense.
 
-    Types and ranges are checked by rclpy from the descriptors. control_period_s: of the robot, once it is known.
+    Types and ranges are checked by rclpy from the descriptors. control_period_s: of the robot, max_delay: of
+    the checkpoint (`check_chunk_mode`), once they are known.
     """
     after = {**current, **{p.name: p.value for p in parameters}}
     for parameter in parameters:
@@ -132,7 +134,7 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
             choices = ", ".join(map(repr, spec.choices))
             return _no(f"{spec.name}: expected one of {choices}, received '{parameter.value}'.")
     try:
-        check_chunk_mode(after["chunk_mode"], after["guidance_jacobian"], after["backend"])
+        check_chunk_mode(after["chunk_mode"], after["guidance_jacobian"], after["backend"], max_delay)
     except Pi05Error as error:
         return _no(str(error))
     if 2 * (after["stop_time_s"] + after["command_lead_s"]) > after["max_committed_s"]:
@@ -148,10 +150,10 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
     return SetParametersResult(successful=True)
 
 
-def check(values: dict[str, Any], control_period_s: float | None = None) -> None:
+def check(values: dict[str, Any], control_period_s: float | None = None, max_delay: int | None = None) -> None:
     """The same check for what was given at the start. Raises ConfigError."""
     given = [Parameter(name, value=value) for name, value in values.items()]
-    if not (answer := refuse(given, False, values, control_period_s)).successful:
+    if not (answer := refuse(given, False, values, control_period_s, max_delay)).successful:
         subject, _, rest = answer.reason.partition(": expected ")
         expected, _, received = rest.partition(", received ")
         raise ConfigError(subject, expected=expected, received=received.rstrip("."), way_out="Correct the parameters.")

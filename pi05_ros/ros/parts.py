@@ -89,12 +89,14 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     worker = Worker()
     undo.callback(_stop, worker)
     loaded = wait(worker.call(lambda: load(load_policy, robot, values, log, hooks.stop)), hooks.stop)
+    max_delay = loaded.policy.rtc_training_max_delay
+    parameters.check(values, robot.control_period_s, max_delay)
     decode, decoder = image_decoder()
     required = tuple(camera for camera, spec in robot.cameras.items() if spec.required)
     optional = tuple(camera for camera in robot.cameras if camera not in required)
     mailbox = Mailbox(required, optional, worker.wake, parameters.input_limits(values))
     assemble = assembler(decode, pool if values["compressed_images"] else None)
-    joining = Joining(loaded.policy.transforms.encode_actions)
+    joining = Joining(loaded.policy.transforms.encode_actions, max_delay)
     loop = InferenceLoop(loaded.pipeline, robot.control_period_s, mailbox, assemble,
                          lambda: parameters.loop_settings(hooks.values(), robot.default_prompt), hooks.now_ns,
                          hooks.hand_over, hooks.hand_over, joining)

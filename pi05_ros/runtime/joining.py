@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from pi05_ros.runtime.delay import DelayEstimate
 from pi05_ros.runtime.ensembling import TemporalEnsemble, leftover
 from pi05_ros.schema import ActionChunk, Guidance, Jacobian, Observation, Schedule
 
-ChunkMode = Literal["plain", "delay_aware", "guided", "ensembled"]
+ChunkMode = Literal["plain", "delay_aware", "guided", "trained", "ensembled"]
 CHUNK_MODES: tuple[ChunkMode, ...] = get_args(ChunkMode)
 
 
@@ -25,7 +25,8 @@ class JoinSettings:
 
     Args:
         mode: `plain` plays a chunk from its first action; `delay_aware` drops the actions whose time has passed;
-            `guided` does so too, and lets the chunk before guide the next one (real-time chunking); `ensembled`
+            `guided` does so too, and lets the chunk before guide the next one (real-time chunking); `trained` gives
+            the next one the actions that will be executed meanwhile, as its checkpoint was trained; `ensembled`
             averages the chunks that speak of the same moment.
         lead_s: after publication, what is commanded for so long does not change.
         schedule, beta, jacobian: of the guidance, as in `schema.Guidance`.
@@ -49,10 +50,11 @@ class Joining:
 
     Args:
         encode_actions: (actions [K, robot_action_dim], state) to float32 [K, 32], as `RobotTransforms` has it.
+        max_delay: rows that `trained` may give, at most as many as the checkpoint saw in training.
     """
 
-    def __init__(self, encode_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-        self._encode = encode_actions
+    def __init__(self, encode_actions: Callable[[np.ndarray, np.ndarray], np.ndarray], max_delay: int = 0) -> None:
+        self._encode, self._max_delay = encode_actions, max_delay
         self._previous: ActionChunk | None = None
         self._ensemble = TemporalEnsemble()
         self.delay = DelayEstimate()
@@ -90,7 +92,7 @@ class Joining:
         from the state change their meaning with it. Rows that will have passed before the new chunk acts are frozen.
         """
         previous, delay_s = self._previous, self.delay.seconds
-        if settings.mode != "guided" or previous is None or delay_s is None:
+        if settings.mode not in ("guided", "trained") or previous is None or delay_s is None:
             return None
         left = leftover(previous, observation.stamp_ns)
         if not len(left):
@@ -99,7 +101,10 @@ class Joining:
         end = min(len(left), max(settings.horizon, delay)) if settings.horizon else len(left)
         tail = np.zeros((1, *previous.normalised.shape), np.float32)
         tail[0, :len(left)] = self._encode(left, observation.state)
-        return Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index)
+        guidance = Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index)
+        if settings.mode == "trained":
+            return replace(guidance, delay=min(delay, len(left), self._max_delay), trained=True)
+        return guidance
 
 
 def inference_delay(delay_s: float, control_period_s: float) -> int:
@@ -107,8 +112,15 @@ def inference_delay(delay_s: float, control_period_s: float) -> int:
     return math.ceil(delay_s / control_period_s - 1e-6)
 
 
-def check_chunk_mode(mode: str, jacobian: str, backend: str) -> None:
-    """Raises ConfigError for a guidance that the action expert's backend cannot do."""
+def check_chunk_mode(mode: str, jacobian: str, backend: str, max_delay: int | None = None) -> None:
+    """Raises ConfigError for what the action expert's backend or the checkpoint cannot do. max_delay: of the
+    checkpoint, once it is known."""
+    if mode == "trained" and max_delay == 0:
+        raise ConfigError("chunk_mode", expected="a checkpoint trained for real-time chunking (rtc_training_max_delay)",
+                          received="trained with one that was not", way_out="Use guided.")
+    if mode == "trained" and (expert := parse_choice(backend)["expert"]) != "eager":
+        raise ConfigError("chunk_mode", expected=f"not trained with the expert on backend '{expert}', whose flow time "
+                          "is one for all rows", received="trained", way_out="Use guided, or expert=eager.")
     if (mode, jacobian) == ("guided", "vjp") and (expert := parse_choice(backend)["expert"]) != "eager":
         raise ConfigError("guidance_jacobian", expected=f"identity with the expert on backend '{expert}', which has no "
                           "backward pass", received="vjp", way_out="Use identity, or expert=eager.")

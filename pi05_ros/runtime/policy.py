@@ -61,8 +61,10 @@ class Policy:
         chunk.actions  # [H, robot_action_dim], the robot's own units
     """
 
-    def __init__(self, stages: base.StageSet, transforms: RobotTransforms, seed: int = 0) -> None:
+    def __init__(self, stages: base.StageSet, transforms: RobotTransforms, seed: int = 0,
+                 rtc_training_max_delay: int = 0) -> None:
         self.stages, self.transforms, self.seed = stages, transforms, seed
+        self.rtc_training_max_delay = rtc_training_max_delay  # rows; 0: not trained for real-time chunking
         self.config: Pi05Config = stages.config
         self.robot: Robot = transforms.robot
         self._chunk_index = 0
@@ -84,6 +86,7 @@ class Policy:
         robot = load_robot(robot) if isinstance(robot, str) else robot
         source: WeightSource
         cameras: tuple[str, ...] = ()
+        max_delay = 0
         if checkpoint is None:
             source, conventions, known = embedded_model(robot, size, action_horizon, rope_inv_freq, device)
             stats: NormStats | None = known
@@ -92,10 +95,10 @@ class Policy:
             source = opened = open_checkpoint(checkpoint, action_horizon=action_horizon, asset_id=robot.asset_id,
                                               tokenizer=tokenizer, rope_inv_freq=rope_inv_freq)
             conventions, stats, cameras = opened.conventions, opened.stats, opened.camera_keys
-            tokens = _checkpoint_tokenizer(opened, robot)
+            tokens, max_delay = _checkpoint_tokenizer(opened, robot), opened.rtc_training_max_delay
         transforms = RobotTransforms(robot, conventions, stats, tokens, source.config, cameras, prompt_format)
         stages = base.build(backend, source, device, dtype, conventions.resize, on_progress)
-        policy = cls(stages, transforms, seed)
+        policy = cls(stages, transforms, seed, max_delay)
         if stages.device.type == "cuda":
             policy.warm_up()
         return policy

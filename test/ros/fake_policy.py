@@ -17,7 +17,7 @@ class FakePolicy:
     def __init__(self, robot):
         self.robot, self.seen, self.error, self.gate, self.wanted = robot, [], None, None, 0.01
         self.entered = threading.Semaphore(0)
-        self.transforms, self.guidance = self, []
+        self.transforms, self.guidance, self.rtc_training_max_delay = self, [], 0
 
     def encode_actions(self, actions, state):
         return np.pad(actions - state, ((0, 0), (0, 32 - actions.shape[1]))).astype(np.float32)

@@ -41,6 +41,15 @@ def test_after_a_hold_nothing_is_continued(active, robot):
     assert active.parts.policy.guidance[seen] is None
 
 
+def test_a_checkpoint_that_was_not_trained_for_it_is_refused(node):
+    assert node.set_parameters([Parameter("chunk_mode", value="trained")])[0].successful  # not known yet
+    assert node.trigger_configure().name == "FAILURE"
+    assert node.set_parameters([Parameter("chunk_mode", value="guided")])[0].successful
+    assert node.trigger_configure().name == "SUCCESS"
+    refused = node.set_parameters([Parameter("chunk_mode", value="trained")])[0]
+    assert not refused.successful and "rtc_training_max_delay" in refused.reason
+
+
 @pytest.mark.parametrize("mode", ["ensembled", "plain"])
 def test_every_mode_moves_the_robot(active, robot, mode):
     robot.set_parameter("chunk_mode", mode)
@@ -54,6 +63,7 @@ def test_what_cannot_be_is_refused_with_the_reason(node):
         answer = node.set_parameters_atomically([Parameter(name, value=value) for name, value in values.items()])
         return "" if answer.successful else answer.reason
 
-    assert "'plain', 'delay_aware', 'guided', 'ensembled'" in reason(chunk_mode="smooth")
+    assert "'plain', 'delay_aware', 'guided', 'trained', 'ensembled'" in reason(chunk_mode="smooth")
     assert "backend 'cuda'" in reason(backend="cuda", chunk_mode="guided", guidance_jacobian="vjp")
+    assert "backend 'cuda'" in reason(backend="cuda", chunk_mode="trained")
     assert reason(backend="vision=cuda", chunk_mode="guided", guidance_jacobian="vjp") == ""

@@ -30,8 +30,8 @@ def differences(actions, state):
     return np.pad(actions - state, ((0, 0), (0, 30)))
 
 
-def ready(delay_s=0.055):
-    joining = Joining(differences)
+def ready(delay_s=0.055, max_delay=0):
+    joining = Joining(differences, max_delay)
     for _ in range(WARM_UP + 1):
         joining.delay.add(delay_s)
     joining.made(chunk())
@@ -105,6 +105,13 @@ def test_guided_rows_are_at_most_those_asked_for_and_at_least_the_frozen_ones(ho
     assert ready().guidance(observation(2), JoinSettings("guided", horizon=horizon)).end == end
 
 
+@pytest.mark.parametrize(("max_delay", "given"), [(10, 4), (4, 4), (2, 2)])
+def test_a_trained_chunk_is_given_what_will_be_executed_as_far_as_it_was_trained_to(max_delay, given):
+    made = ready(max_delay=max_delay).guidance(observation(2), JoinSettings("trained"))
+    assert made.trained and made.delay == given
+    np.testing.assert_allclose(made.previous[0, :4, 0], np.arange(2, 6))
+
+
 @pytest.mark.parametrize("mode", ["plain", "delay_aware", "ensembled"])
 def test_other_modes_guide_nothing(mode):
     assert ready().guidance(observation(2), JoinSettings(mode)) is None
@@ -118,9 +125,14 @@ def test_without_a_chunk_to_continue_or_a_delay_nothing_is_guided(forget):
     assert joining.guidance(observation(2), GUIDED) is None
 
 
-def test_a_true_jacobian_is_refused_where_the_expert_has_no_backward_pass():
+def test_what_the_expert_or_the_checkpoint_cannot_do_is_refused():
     check_chunk_mode("guided", "vjp", "vision=cuda,expert=eager")
     check_chunk_mode("guided", "identity", "cuda")
     check_chunk_mode("delay_aware", "vjp", "cuda")
+    check_chunk_mode("trained", "identity", "eager", 5)
+    with pytest.raises(ConfigError, match="rtc_training_max_delay"):
+        check_chunk_mode("trained", "identity", "eager", 0)
+    with pytest.raises(ConfigError, match="expert on backend 'cuda'"):
+        check_chunk_mode("trained", "identity", "cuda", 5)
     with pytest.raises(ConfigError, match="identity with the expert on backend 'cuda'"):
         check_chunk_mode("guided", "vjp", "expert=cuda")
