@@ -54,7 +54,8 @@ class Motion:
                                    way_out="Check the inputs named.", cause="silent at publication")
         command, running = parameters.command_limits(dict(self._values())), self._commands.last
         chunk = self._joining.combined(delivery.chunk, delivery.join)
-        plan = plan_chunk(chunk, self._limits, measured, now_ns, command, running, delivery.join.mode != "plain")
+        consuming = delivery.join.mode != "plain" and not self._at_rest  # a robot that is held consumes no actions
+        plan = plan_chunk(chunk, self._limits, measured, now_ns, command, running, consuming)
         self._commands.publish(plan)
         published_ns = self._now_ns()
         self._commands.publish_provenance(delivery, now_ns, published_ns, measured.stamp_ns, plan)

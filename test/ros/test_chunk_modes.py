@@ -6,6 +6,9 @@ import pytest
 from rclpy.parameter import Parameter
 from robot_stand_in import provenance_of
 
+from pi05_ros.runtime.inference_loop import Delivery
+from pi05_ros.schema import Observation
+
 
 def last_of(robot):
     return provenance_of(robot.provenance[-1]) if robot.provenance else {}
@@ -39,6 +42,22 @@ def test_after_a_hold_nothing_is_continued(active, robot):
     seen = len(active.parts.policy.guidance)
     robot.until(lambda: len(active.parts.policy.guidance) > seen, robot.send, "the next chunk")
     assert active.parts.policy.guidance[seen] is None
+
+
+@pytest.mark.parametrize(("held", "least", "most"), [(True, 0.0, 0.006), (False, 0.012, 0.03)])
+def test_a_robot_that_was_held_begins_with_the_first_actions_of_an_old_observation(active, robot, held, least, most):
+    """An action a 20 ms, each 1 mrad further: 15 of them have passed after 0.3 s."""
+    policy, motion = active.parts.policy, active.parts.motion
+    policy.wanted, policy.slope = 0.0, 0.001
+    robot.next_trajectory()
+    if held:
+        motion.hold("test")
+    chunk = policy.infer(Observation({}, robot.positions, "p", robot.now_ns() - 300_000_000), 10, chunk_index=9)
+    motion.publish(Delivery(chunk, 1, {}, 0, 0))
+    plan = active.parts.commands.last
+    soon = plan.times_s > 0.38  # after the stamp: when it has joined
+    moved = plan.positions[soon][0, 0] - robot.positions[0]
+    assert least < moved < most
 
 
 def test_a_checkpoint_that_was_not_trained_for_it_is_refused(node):
