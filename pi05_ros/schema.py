@@ -71,11 +71,13 @@ class ModelInputs:
 
 
 Schedule = Literal["linear", "exp", "ones", "zeros"]
+Jacobian = Literal["identity", "vjp"]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Real-time chunking by guidance (PI05_SPEC section 12): pull the chunk towards the unexecuted one.
+    """Real-time chunking (PI05_SPEC section 12): pull the chunk towards the unexecuted one or, `trained`, let it go on
+    from the rows that will be executed before it can act.
 
     Args:
         previous: float32 [B, H, 32], tail of the previous chunk, normalised; row 0 is the first action not yet
@@ -85,6 +87,9 @@ class Guidance:
         schedule: how the weight falls from `delay` to `end`.
         beta: upper bound of the guidance strength.
         jacobian: `identity` needs no backward pass; `vjp` is the exact vector-Jacobian product.
+        previous_index: number of the previous chunk, for whoever makes this one again.
+        trained: for a checkpoint trained with a delay: the first `delay` rows are given as clean actions, with flow
+            time 0, and nothing is pulled; `end`, `schedule`, `beta` and `jacobian` mean nothing.
     """
 
     previous: np.ndarray
@@ -92,7 +97,9 @@ class Guidance:
     end: int
     schedule: Schedule = "linear"
     beta: float = 10.0
-    jacobian: Literal["identity", "vjp"] = "identity"
+    jacobian: Jacobian = "identity"
+    previous_index: int | None = None
+    trained: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,23 +31,24 @@ class Workload:
         ) for _ in range(VARIETY)]
 
     def request(self, timer: StageTimer, observation: Observation, num_steps: int, seed: int | None = None,
-                chunk_index: int | None = None, noise: np.ndarray | None = None,
-                guidance: Guidance | None = None) -> Request:
+                chunk_index: int | None = None, noise: np.ndarray | None = None) -> Request:
         index = chunk_index or 0
         with timer.host("transform"):
             x_1 = draw_noise(self.seed, index, self.stages.config)[None]
-        return Request(observation, self._inputs[index % VARIETY], x_1, False, num_steps, self.seed, index, guidance)
+        return Request(observation, self._inputs[index % VARIETY], x_1, False, num_steps, self.seed, index)
 
-    def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray) -> ActionChunk:
+    def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray,
+              guidance: Guidance | None = None) -> ActionChunk:
         with timer.host("inverse"):
             actions = normalised.copy()
         return ActionChunk(actions, normalised, request.observation.stamp_ns, 0.02, "", request.num_steps,
-                           request.seed, request.chunk_index, stage_times_ms=timer.milliseconds())
+                           request.seed, request.chunk_index, stage_times_ms=timer.milliseconds(), guidance=guidance)
 
-    def infer(self, observation: Observation, num_steps: int, *, chunk_index: int) -> ActionChunk:
+    def infer(self, observation: Observation, num_steps: int, *, chunk_index: int,
+              guidance: Guidance | None = None) -> ActionChunk:
         """For `Sequential`."""
         timer = StageTimer(self.stages.device)
         request = self.request(timer, observation, num_steps, chunk_index=chunk_index)
-        forward = Forward(self.stages, request.inputs, request.noise, num_steps, None, timer)
-        x_0 = forward.expert(forward.prefix(forward.vision()))
-        return self.chunk(timer, request, x_0[0].cpu().numpy())
+        forward = Forward(self.stages, request.inputs, request.noise, num_steps, timer)
+        x_0 = forward.expert(forward.prefix(forward.vision()), guidance)
+        return self.chunk(timer, request, x_0[0].cpu().numpy(), guidance)

@@ -42,6 +42,7 @@ class Checkpoint:
         missing: what is not there: `config.json`, `statistics`, `tokenizer`, `cameras`.
         notes: what the files cannot tell and the user must know.
         tensors: openpi's name to the tensor in the file, for all that the model reads; `unused`: the others.
+        rtc_training_max_delay: most rows it saw given as clean actions in training (lerobot); 0: none.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Checkpoint:
     notes: tuple[str, ...]
     tensors: Mapping[str, StoredTensor] = field(repr=False)
     unused: tuple[StoredTensor, ...] = field(repr=False)
+    rtc_training_max_delay: int = 0
     naming: Naming = "plain"
     _files: dict[tuple[Path, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -135,7 +137,7 @@ def open_checkpoint(path: str | Path, *, action_horizon: int | None = None, max_
         stats_path=processing.source, tokenizer_path=tokenizer_path, camera_keys=described.camera_keys,
         robot_action_dim=described.robot_action_dim, n_action_steps=described.n_action_steps,
         missing=tuple(name for name, there in present.items() if not there), notes=processing.notes,
-        tensors=tensors, unused=tuple(unused), naming=naming)
+        tensors=tensors, unused=tuple(unused), naming=naming, rtc_training_max_delay=described.rtc_training_max_delay)
 
 
 def _trainer(directory: Path, naming: Naming, settings: JsonFields) -> Trainer:

@@ -28,6 +28,7 @@ class CheckpointConfig:
         robot_action_dim: width of the robot's actions (lerobot).
         n_action_steps: actions the trainer executes of a chunk (lerobot).
         state_in_prompt: openpi's `discrete_state_input`, which its converter does not write (trap T5).
+        rtc_training_max_delay: most rows it saw given as clean actions in training (lerobot); 0: none.
     """
 
     action_horizon: int | None
@@ -36,6 +37,7 @@ class CheckpointConfig:
     robot_action_dim: int | None = None
     n_action_steps: int | None = None
     state_in_prompt: bool | None = None
+    rtc_training_max_delay: int = 0
 
 
 def read_config(config: JsonFields, trainer: Trainer, kind: Kind) -> CheckpointConfig:
@@ -80,6 +82,7 @@ def _lerobot(config: JsonFields, kind: Kind) -> CheckpointConfig:
         camera_keys=_cameras(config),
         robot_action_dim=_robot_action_dim(config),
         n_action_steps=config.integer("n_action_steps", 1, horizon or 1000),
+        rtc_training_max_delay=config.integer("rtc_training_max_delay", 0, 1000) or 0,
     )
 
 

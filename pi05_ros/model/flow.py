@@ -11,7 +11,7 @@ from torch import Tensor
 from pi05_ros.errors import ConfigError
 from pi05_ros.schema import Guidance
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, H, A], t float32 scalar) -> v_t [B, H, A]
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, H, A], t float32 scalar or [B, H]) -> v_t [B, H, A]
 
 
 def time_grid(num_steps: int) -> list[float]:
@@ -30,11 +30,27 @@ def step_size(num_steps: int) -> np.float32:
     return np.float32(-1.0 / num_steps)
 
 
-def integrate(velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
-    """Euler from x_1 = noise to x_0, in float32: x <- x + dt * v(x, t)."""
+def integrate(velocity: Velocity, noise: Tensor, num_steps: int, guidance: Guidance | None = None) -> Tensor:
+    """Euler from x_1 = noise to x_0, in float32: x <- x + dt * v(x, t); with guidance of either kind."""
+    if guidance is not None and guidance.trained:
+        return integrate_clamped(velocity, noise, num_steps, guidance)
+    if guidance is not None:
+        velocity = guided(velocity, guidance)
     x, dt = noise, float(step_size(num_steps))
     for t in time_grid(num_steps):
         x = x + dt * velocity(x, torch.tensor(t, dtype=torch.float32, device=x.device))
+    return x
+
+
+def integrate_clamped(velocity: Velocity, noise: Tensor, num_steps: int, guidance: Guidance) -> Tensor:
+    """Trained real-time chunking: the first `delay` rows are the previous chunk's before and after each step, with a
+    flow time of their own, 0; `velocity` gets t [B, H]."""
+    previous = torch.as_tensor(guidance.previous, dtype=noise.dtype, device=noise.device)
+    given = (torch.arange(noise.shape[1], device=noise.device) < guidance.delay)[None, :, None]
+    x, dt = torch.where(given, previous, noise), float(step_size(num_steps))
+    for t in time_grid(num_steps):
+        times = torch.where(given[..., 0], 0.0, t).to(torch.float32).expand(noise.shape[:2])
+        x = torch.where(given, previous, x + dt * velocity(x, times))
     return x
 
 

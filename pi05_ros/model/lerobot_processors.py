@@ -70,7 +70,7 @@ def _notes(config: JsonFields, kind: Kind, relative: JsonFields | None,
     if conventions and conventions.state_norm == conventions.action_norm == "identity":
         notes.append("It declares no normalisation, as base models do: fine-tune it before it moves a robot.")
     if config.integer("rtc_training_max_delay", 0, 1000):
-        notes.append("It was trained for real-time chunking with a clamped prefix; here it runs without one.")
+        notes.append("It was trained for real-time chunking: chunk_mode trained (backend eager) makes use of it.")
     return tuple(notes)
 
 

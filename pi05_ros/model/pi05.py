@@ -89,7 +89,7 @@ class Pi05(nn.Module):
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.velocity(cache, x_t, t, state)
 
-        return flow.integrate(flow.guided(velocity, guidance) if guidance else velocity, noise, num_steps)
+        return flow.integrate(velocity, noise, num_steps, guidance)
 
     def velocity(self, cache: PrefixCache, x_t: Tensor, t: Tensor, state: Tensor | None = None) -> Tensor:
         """v_t, float32 [B, H, A], at flow time t: a scalar, [B, 1], or [B, H] for one time a token."""

@@ -16,6 +16,7 @@ from pi05_ros.ros.wire_images import WireCompressedImage, WireImage
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+from pi05_ros.schema import Guidance
 from pi05_ros.transforms.images import decompress
 
 WireFrame = WireImage | WireCompressedImage
@@ -118,7 +119,9 @@ def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, m
         "seed": chunk.seed,
         "chunk_index": chunk.chunk_index,
         "epoch": delivery.epoch,
-        "guidance": "none" if chunk.guidance is None else chunk.guidance.jacobian,
+        "chunk_mode": delivery.join.mode,
+        "guidance": guidance_kind(chunk.guidance),
+        **guidance_values(chunk.guidance),
         "observation_stamp_ns": chunk.stamp_ns,
         "inputs_complete_ns": delivery.complete_ns,
         "inference_started_ns": delivery.started_ns,
@@ -132,6 +135,20 @@ def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, m
     message = DiagnosticArray(status=[status("pi05_policy: chunk", DiagnosticStatus.OK, "published", values)])
     message.header.stamp = to_time(chunk.stamp_ns)
     return message
+
+
+def guidance_kind(guidance: Guidance | None) -> str:
+    if guidance is None:
+        return "none"
+    return "trained" if guidance.trained else guidance.jacobian
+
+
+def guidance_values(guidance: Guidance | None) -> dict[str, object]:
+    """What is needed, with the previous chunk, to make the guidance again."""
+    if guidance is None:
+        return {}
+    return {f"guidance_{name}": getattr(guidance, name) for name in ("schedule", "beta", "delay", "end",
+                                                                      "previous_index")}
 
 
 def status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:

@@ -11,17 +11,20 @@ from pi05_ros.ros import parameters
 from pi05_ros.ros.commands import Commands
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement, plan_chunk, plan_hold
 from pi05_ros.runtime.inference_loop import Delivery
+from pi05_ros.runtime.joining import Joining
 from pi05_ros.runtime.mailbox import Mailbox, age_s
 
 CLOCK_CORRECTION_S = 1.0  # a larger step back is a simulation that began anew
 
 
 class Motion:
-    """Args: now_ns: the robot's clock; values: the node's parameters in force; log: takes a line."""
+    """Args: joining: hears what became of each chunk; now_ns: the robot's clock; values: the node's parameters in
+    force; log: takes a line."""
 
-    def __init__(self, limits: JointLimits, mailbox: Mailbox, commands: Commands, now_ns: Callable[[], int],
-                 values: Callable[[], Mapping[str, Any]], log: Callable[[str], object]) -> None:
-        self._limits, self._mailbox, self._commands = limits, mailbox, commands
+    def __init__(self, limits: JointLimits, mailbox: Mailbox, commands: Commands, joining: Joining,
+                 now_ns: Callable[[], int], values: Callable[[], Mapping[str, Any]],
+                 log: Callable[[str], object]) -> None:
+        self._limits, self._mailbox, self._commands, self._joining = limits, mailbox, commands, joining
         self._now_ns, self._values, self._log = now_ns, values, log
         self.held = False
         self._at_rest = True  # what was commanded last is a hold, or nothing
@@ -33,6 +36,15 @@ class Motion:
         Raises:
             ObservationError: inputs that fell silent meanwhile, or a chunk that cannot be executed.
         """
+        try:
+            published_ns = self._execute(delivery)
+        except Exception:
+            self._joining.interrupted()
+            raise
+        self._joining.published(delivery.chunk, published_ns)
+        return published_ns
+
+    def _execute(self, delivery: Delivery) -> int:
         now_ns = self._now_ns()
         causes = self._mailbox.missing(now_ns, self._values()["input_timeout_s"])
         measured = self.measured(now_ns)
@@ -41,7 +53,9 @@ class Motion:
                                    received=", ".join(f"{slot}: {why}" for slot, why in causes.items()) or "old joints",
                                    way_out="Check the inputs named.", cause="silent at publication")
         command, running = parameters.command_limits(dict(self._values())), self._commands.last
-        plan = plan_chunk(delivery.chunk, self._limits, measured, now_ns, command, running)
+        chunk = self._joining.combined(delivery.chunk, delivery.join)
+        consuming = delivery.join.mode != "plain" and not self._at_rest  # a robot that is held consumes no actions
+        plan = plan_chunk(chunk, self._limits, measured, now_ns, command, running, consuming)
         self._commands.publish(plan)
         published_ns = self._now_ns()
         self._commands.publish_provenance(delivery, now_ns, published_ns, measured.stamp_ns, plan)
@@ -53,6 +67,7 @@ class Motion:
     def hold(self, why: str) -> None:
         """Bring the robot to rest where it is. Nothing is published if nothing that we commanded is still running."""
         now_ns, running = self._now_ns(), self._commands.last
+        self._joining.interrupted()
         if running is not None and running.end_ns > now_ns:
             self._commands.publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
                                              self._values()["stop_time_s"]))
@@ -63,6 +78,7 @@ class Motion:
         """The running trajectory's times mean nothing any more: nothing may join it. After a correction of the clock
         the robot is held where it was in the old time; a simulation that began anew has put it elsewhere."""
         running = self._commands.last
+        self._joining.interrupted()
         if running is not None and before_ns - now_ns < CLOCK_CORRECTION_S * 1e9:
             self._commands.last = replace(running, stamp_ns=running.stamp_ns + now_ns - before_ns)
             self.hold("the clock was set back")

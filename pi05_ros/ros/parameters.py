@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from pi05_ros.errors import ConfigError
+from pi05_ros.errors import ConfigError, Pi05Error
 from pi05_ros.runtime.chunking import CommandLimits
+from pi05_ros.runtime.joining import CHUNK_MODES, JoinSettings, check_chunk_mode
 from pi05_ros.runtime.mailbox import InputLimits
 from pi05_ros.runtime.policy import MAX_DENOISING_STEPS
 from pi05_ros.runtime.trigger import LoopSettings
+from pi05_ros.schema import Jacobian, Schedule
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ PARAMETERS = (
                   "one; 0: at once.", 0, 1000, live=True),
     ParameterSpec("max_rate_hz", 0.0, "Chunks begin at this fixed rate [Hz]; 0: as fast as possible.", 0.0, 1000.0,
                   live=True),
+    ParameterSpec("chunk_mode", "delay_aware", "How chunks join: plain plays each from its first action, delay_aware "
+                  "drops actions whose time has passed, guided also guides the next chunk by the last (real-time "
+                  "chunking), trained gives it the actions executed meanwhile (checkpoints trained so), ensembled "
+                  "averages chunks.", choices=CHUNK_MODES, live=True),
+    ParameterSpec("guidance_schedule", "linear", "Guided: how the weight of the last chunk falls.",
+                  choices=get_args(Schedule), live=True),
+    ParameterSpec("guidance_jacobian", "identity", "Guided: identity, or vjp, the true one, which backend eager has.",
+                  choices=get_args(Jacobian), live=True),
+    ParameterSpec("guidance_beta", 10.0, "Guided: upper bound of the strength.", 0.0, 100.0, live=True),
+    ParameterSpec("guidance_horizon", 0, "Guided: actions of the next chunk that are guided at most; 0: as many as the "
+                  "last one has left.", 0, 1000, live=True),
+    ParameterSpec("ensemble_coefficient", 0.01, "Ensembled: weights are exp(-coefficient * i), i = 0 for the oldest "
+                  "chunk.", -10.0, 10.0, live=True),
     ParameterSpec("max_input_age_s", 0.5, "Oldest input that may be used [s].", 0.001, 60.0, live=True),
     ParameterSpec("max_skew_s", 0.1, "Farthest the stamps of one set of inputs may lie apart [s].", 0.0, 60.0,
                   live=True),
@@ -101,10 +116,11 @@ def value(node: Node, name: str) -> Any:
 
 
 def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str, Any],
-           control_period_s: float | None = None) -> SetParametersResult:
+           control_period_s: float | None = None, max_delay: int | None = None) -> SetParametersResult:
     """The one check for changes: fixed ones only while unconfigured, words among their choices, sums that make sense.
 
-    Types and ranges are checked by rclpy from the descriptors. control_period_s: of the robot, once it is known.
+    Types and ranges are checked by rclpy from the descriptors. control_period_s: of the robot, max_delay: of
+    the checkpoint (`check_chunk_mode`), once they are known.
     """
     after = {**current, **{p.name: p.value for p in parameters}}
     for parameter in parameters:
@@ -117,6 +133,10 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
         if spec.choices and parameter.value not in spec.choices:
             choices = ", ".join(map(repr, spec.choices))
             return _no(f"{spec.name}: expected one of {choices}, received '{parameter.value}'.")
+    try:
+        check_chunk_mode(after["chunk_mode"], after["guidance_jacobian"], after["backend"], max_delay)
+    except Pi05Error as error:
+        return _no(str(error))
     if 2 * (after["stop_time_s"] + after["command_lead_s"]) > after["max_committed_s"]:
         return _no("stop_time_s, command_lead_s and max_committed_s: expected the sum of the first two to be at most "
                    f"half of the third, received {after['stop_time_s']}, {after['command_lead_s']} and "
@@ -130,10 +150,10 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
     return SetParametersResult(successful=True)
 
 
-def check(values: dict[str, Any], control_period_s: float | None = None) -> None:
+def check(values: dict[str, Any], control_period_s: float | None = None, max_delay: int | None = None) -> None:
     """The same check for what was given at the start. Raises ConfigError."""
     given = [Parameter(name, value=value) for name, value in values.items()]
-    if not (answer := refuse(given, False, values, control_period_s)).successful:
+    if not (answer := refuse(given, False, values, control_period_s, max_delay)).successful:
         subject, _, rest = answer.reason.partition(": expected ")
         expected, _, received = rest.partition(", received ")
         raise ConfigError(subject, expected=expected, received=received.rstrip("."), way_out="Correct the parameters.")
@@ -149,6 +169,9 @@ def loop_settings(values: dict[str, Any], default_prompt: str) -> LoopSettings:
         prompt=values["prompt"] or default_prompt,
         execution_horizon=values["execution_horizon"],
         max_rate_hz=values["max_rate_hz"],
+        join=JoinSettings(values["chunk_mode"], values["command_lead_s"], values["guidance_schedule"],
+                          values["guidance_beta"], values["guidance_jacobian"], values["guidance_horizon"],
+                          values["ensemble_coefficient"]),
     )
 
 

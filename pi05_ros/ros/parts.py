@@ -21,6 +21,7 @@ from pi05_ros.ros.subscriptions import Subscriptions, assembler, without_cameras
 from pi05_ros.runtime.chunking import JointLimits
 from pi05_ros.runtime.gpu_sensors import Sensors
 from pi05_ros.runtime.inference_loop import Delivery, InferenceLoop
+from pi05_ros.runtime.joining import Joining, inference_delay
 from pi05_ros.runtime.mailbox import Mailbox
 from pi05_ros.runtime.policy import Policy
 from pi05_ros.runtime.worker import Worker
@@ -40,16 +41,21 @@ class Parts:
     worker: Worker
     mailbox: Mailbox
     loop: InferenceLoop
+    joining: Joining
     commands: Commands
     motion: Motion
     inputs: Subscriptions
 
     def report(self, now_ns: int) -> dict[str, object]:
-        """For /diagnostics: ages of the inputs, what was dropped (here) and lost (on the way), the GPU."""
-        dropped = self.mailbox.dropped + self.loop.dropped
+        """For /diagnostics: the delay to expect, in seconds and control steps; ages of the inputs; what was dropped
+        (here) and lost (on the way); the GPU."""
+        dropped, delay_s = self.mailbox.dropped + self.loop.dropped, self.joining.delay.seconds
+        steps = None if delay_s is None else inference_delay(delay_s, self.policy.robot.control_period_s)
         return {
             "held": self.motion.held,
             "deadline_misses": self.motion.deadline_misses,
+            "inference_delay_s": "unknown" if delay_s is None else f"{delay_s:.4f}",
+            "inference_delay": "unknown" if steps is None else steps,
             **{f"age_s.{slot}": f"{age:.4f}" for slot, age in self.mailbox.ages_s(now_ns).items()},
             **{f"dropped.{cause}": count for cause, count in sorted(dropped.items())},
             **{f"lost.{topic}": count for topic, count in sorted(self.inputs.lost.items())},
@@ -83,14 +89,17 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     worker = Worker()
     undo.callback(_stop, worker)
     loaded = wait(worker.call(lambda: load(load_policy, robot, values, log, hooks.stop)), hooks.stop)
+    max_delay = loaded.policy.rtc_training_max_delay
+    parameters.check(values, robot.control_period_s, max_delay)
     decode, decoder = image_decoder()
     required = tuple(camera for camera, spec in robot.cameras.items() if spec.required)
     optional = tuple(camera for camera in robot.cameras if camera not in required)
     mailbox = Mailbox(required, optional, worker.wake, parameters.input_limits(values))
     assemble = assembler(decode, pool if values["compressed_images"] else None)
+    joining = Joining(loaded.policy.transforms.encode_actions, max_delay)
     loop = InferenceLoop(loaded.pipeline, robot.control_period_s, mailbox, assemble,
                          lambda: parameters.loop_settings(hooks.values(), robot.default_prompt), hooks.now_ns,
-                         hooks.hand_over, hooks.hand_over)
+                         hooks.hand_over, hooks.hand_over, joining)
     undo.callback(worker.call, loop.forget_policy)
     group = MutuallyExclusiveCallbackGroup()  # of its own: the node's never forgets what was destroyed (rclpy 7.1.6)
     commands = Commands(node, robot, limits, group)
@@ -100,8 +109,8 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     undo.callback(inputs.destroy)
     worker.repeat(loop.due, loop.step)
     log(f"configured: robot '{robot.name}', {loaded.policy.summary()}, images by {decoder}")
-    return Parts(loaded.policy, loaded.sensors, worker, mailbox, loop, commands,
-                 Motion(limits, mailbox, commands, hooks.now_ns, hooks.values, log), inputs)
+    return Parts(loaded.policy, loaded.sensors, worker, mailbox, loop, joining, commands,
+                 Motion(limits, mailbox, commands, joining, hooks.now_ns, hooks.values, log), inputs)
 
 
 def _stop(worker: Worker) -> None:

@@ -203,8 +203,11 @@ class PolicyNode(SupervisedNode):
     # ------------------------------------------------------------------ parameters, prompt, reset
 
     def _check_parameters(self, changed: list[Parameter]) -> SetParametersResult:
-        period_s = None if self.parts is None else self.parts.policy.robot.control_period_s
-        return parameters.refuse(changed, self.parts is not None, self._values, period_s)
+        if self.parts is None:
+            return parameters.refuse(changed, False, self._values)
+        policy = self.parts.policy
+        return parameters.refuse(changed, True, self._values, policy.robot.control_period_s,
+                                 policy.rtc_training_max_delay)
 
     def _take_parameters(self, changed: list[Parameter]) -> None:
         known = {p.name: p.value for p in changed if p.name in parameters.SPECS}

@@ -72,13 +72,16 @@ class Start:
 
 
 def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, now_ns: int,
-               command: CommandLimits, running: JointTrajectoryPlan | None = None) -> JointTrajectoryPlan:
+               command: CommandLimits, running: JointTrajectoryPlan | None = None,
+               drop_elapsed: bool = True) -> JointTrajectoryPlan:
     """The trajectory to publish at `now_ns` for a chunk.
 
     Action k is meant for stamp + k * period (a velocity action acts from there to the next). Actions whose time has
-    passed are dropped, those beyond the commitment too. The `running` trajectory is kept for `lead_s` and left at its
-    next point with its velocity; without one the robot starts from rest where it was measured. From there every step
-    stays within position and velocity limits, and a braking point brings all joints to rest.
+    passed are dropped, those beyond the commitment too. But while the robot stood still it consumed none: then the
+    chunk is later by that, and without `drop_elapsed` it always begins with its first action. The `running`
+    trajectory is kept for `lead_s` and left at its next point with its velocity; without one the robot starts from
+    rest where it was measured. From there every step stays within position and velocity limits, and a braking point
+    brings all joints to rest.
 
     Raises:
         ObservationError: all actions lie in the past; actions or the measurement are not finite.
@@ -87,11 +90,18 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
         raise ObservationError("command", expected="finite actions and joint positions", received="NaN or infinity",
                                way_out="Check the joint states and the checkpoint.", cause=NON_FINITE)
     period, age = chunk.control_period_s, (now_ns - chunk.stamp_ns) * 1e-9
-    wanted, times = _wanted_positions(chunk, limits, measured)
-    start = _start(chunk, times, limits, measured, now_ns, command, running)
+    times, shift_s = _action_times(chunk, limits), 0.0
+    consumed_s = _consumed_s(chunk, now_ns, command, running) if drop_elapsed else 0.0
+    if consumed_s is not None:
+        shift_s = age + command.lead_s - consumed_s
+    start = _start(chunk, times + shift_s, limits, measured, now_ns, command, running)
+    if consumed_s is not None:
+        shift_s = start.times_s[-1] - consumed_s
+    wanted, late = _wanted_positions(chunk, limits, measured, shift_s), times[-1] < age
+    times = times + shift_s
     last = age + command.max_committed_s - command.stop_time_s
     keep = (times >= start.times_s[-1] + 0.5 * period) & (times <= last)  # a nearer one could not be reached smoothly
-    if not keep.any():
+    if late or not keep.any():
         raise ObservationError("chunk", expected=f"actions between now and {command.max_committed_s} s ahead",
                                received=f"an observation {age:.3f} s old and {len(times)} actions of {period:.3f} s",
                                way_out="Lower denoising_steps, use a faster backend, or a longer action horizon.",
@@ -194,19 +204,34 @@ def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spa
     return out
 
 
-def _wanted_positions(chunk: ActionChunk, limits: JointLimits,
-                      measured: JointMeasurement) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [H, J] and their times [H] after the stamp; velocity actions are integrated from the measurement,
+def _consumed_s(chunk: ActionChunk, now_ns: int, command: CommandLimits,
+                running: JointTrajectoryPlan | None) -> float | None:
+    """Seconds of the chunk, from its stamp, that passed while a trajectory still ran; None if it still runs when this
+    chunk begins to act, so that all that passed was consumed."""
+    if running is None:
+        return 0.0
+    if running.end_ns > now_ns + int(command.lead_s * 1e9):
+        return None
+    return max(0.0, (running.end_ns - chunk.stamp_ns) * 1e-9)
+
+
+def _action_times(chunk: ActionChunk, limits: JointLimits) -> np.ndarray:
+    """[H] after the stamp, when a position is to be reached: an integrated one at the end of its period."""
+    return (np.arange(len(chunk.actions)) + float(limits.integrate.any())) * chunk.control_period_s
+
+
+def _wanted_positions(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement,
+                      shift_s: float) -> np.ndarray:
+    """Positions [H, J] of a chunk that acts `shift_s` later; velocity actions are integrated from the measurement,
     which then stands for the position at the time it was taken."""
     actions, period = chunk.actions.astype(np.float64), chunk.control_period_s
-    times = np.arange(len(actions)) * period
     if not limits.integrate.any():
-        return actions, times
-    edges = np.append(times, times[-1] + period)
+        return actions
+    edges = np.arange(len(actions) + 1) * period
     travelled = np.concatenate([np.zeros((1, actions.shape[1])), np.cumsum(actions * period, axis=0)])
-    taken = np.clip((measured.stamp_ns - chunk.stamp_ns) * 1e-9, 0.0, edges[-1])
+    taken = np.clip((measured.stamp_ns - chunk.stamp_ns) * 1e-9 - shift_s, 0.0, edges[-1])
     before = np.array([np.interp(taken, edges, column) for column in travelled.T])
     integrated = measured.positions + travelled[1:] - before
-    # A position action is reached at its own time, an integrated one at the end of its period.
+    # All at the ends of the periods: there the next position action is to be reached.
     shifted = np.concatenate([actions[1:], actions[-1:]])
-    return np.where(limits.integrate, integrated, shifted), edges[1:]
+    return np.where(limits.integrate, integrated, shifted)

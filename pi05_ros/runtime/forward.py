@@ -19,9 +19,9 @@ class Forward:
     """
 
     def __init__(self, stages: base.StageSet, inputs: ModelInputs, noise: np.ndarray, num_steps: int,
-                 guidance: Guidance | None, timer: StageTimer) -> None:
+                 timer: StageTimer) -> None:
         self._stages, self._inputs, self._noise, self._num_steps = stages, inputs.trimmed(), noise, num_steps
-        self._guidance, self._timer = guidance, timer
+        self._timer = timer
         self._uploaded: list[Tensor] = []
 
     def vision(self) -> Tensor:
@@ -37,11 +37,11 @@ class Forward:
         with self._timer.stage("prefix"):
             return self._stages.prefix.prefill(image_tokens, image_mask, tokens, token_mask)
 
-    def expert(self, cache: base.PrefixCache) -> Tensor:
+    def expert(self, cache: base.PrefixCache, guidance: Guidance | None = None) -> Tensor:
         """Actions x_0, float32 [B, H, 32]."""
         noise, state = self._upload(self._noise), self._upload(self._inputs.state)
         with self._timer.stage("expert"):
-            return self._stages.expert.denoise(cache, noise, self._num_steps, state, self._guidance)
+            return self._stages.expert.denoise(cache, noise, self._num_steps, state, guidance)
 
     def _upload(self, array: np.ndarray) -> Tensor:
         self._uploaded.append(upload(array, self._stages.device))

@@ -12,24 +12,26 @@ from typing import Any
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.runtime.device_faults import named
+from pi05_ros.runtime.joining import Joining, JoinSettings
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
 from pi05_ros.runtime.pace import Pace
 from pi05_ros.runtime.sequential import ChunkPipeline
 from pi05_ros.runtime.streams import release_memory
 from pi05_ros.runtime.trigger import LoopSettings, Trigger
-from pi05_ros.schema import ActionChunk, Observation
+from pi05_ros.schema import ActionChunk, Guidance, Observation
 
 
 @dataclass(frozen=True)
 class Delivery:
     """A chunk and its history, in ns: the activation it belongs to, the inputs' stamps by slot, when the set was
-    complete, and when it was taken (in between it waited for the worker)."""
+    complete, and when it was taken (in between it waited for the worker); how it joins the chunk before."""
 
     chunk: ActionChunk
     epoch: int
     input_stamps_ns: Mapping[str, int]
     complete_ns: int
     started_ns: int
+    join: JoinSettings = JoinSettings()
 
 
 @dataclass(eq=False)
@@ -38,7 +40,8 @@ class Flight:
 
     pending: Any
     epoch: int
-    num_steps: int
+    observation: Observation
+    settings: LoopSettings
     stamps_ns: Mapping[str, int]
     complete_ns: int
     started_ns: int
@@ -59,15 +62,17 @@ class InferenceLoop:
         now_ns: the robot's clock.
         deliver: takes a finished chunk. It may belong to an epoch that has ended: the receiver must check.
         report: takes (epoch, error): bad inputs (ObservationError), or anything else, after which the gate is closed.
+        joining: what a chunk continues; None: every chunk stands for itself.
         clock: monotonic, seconds.
     """
 
     def __init__(self, pipeline: ChunkPipeline, control_period_s: float, mailbox: Mailbox,
                  assemble: Callable[[Mapping[str, Stamped], str], Observation], settings: Callable[[], LoopSettings],
                  now_ns: Callable[[], int], deliver: Callable[[Delivery], None],
-                 report: Callable[[tuple[int, Exception]], None], clock: Callable[[], float] = time.monotonic) -> None:
+                 report: Callable[[tuple[int, Exception]], None], joining: Joining | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._mailbox, self._assemble, self._settings, self._now_ns = mailbox, assemble, settings, now_ns
-        self._deliver, self._report, self._clock = deliver, report, clock
+        self._deliver, self._report, self._joining, self._clock = deliver, report, joining, clock
         self._gate = Lock()
         self._epoch, self._open, self._chunk_index = 0, False, 0
         self._pipeline: ChunkPipeline | None = pipeline
@@ -81,6 +86,8 @@ class InferenceLoop:
         with self._gate:
             self._mailbox.clear()
             self._trigger.reset()
+            if self._joining is not None:
+                self._joining.reset()
             self._epoch, self._open, self._chunk_index = epoch, True, 0
 
     def close(self) -> None:
@@ -145,7 +152,7 @@ class InferenceLoop:
         head = self._flights[0]
         if not head.pending.advanced or finished(head.pending):
             return 0.0
-        done_at = self._pace.done_at(head.begun_s, head.advanced_s, head.num_steps)
+        done_at = self._pace.done_at(head.begun_s, head.advanced_s, head.settings.denoising_steps)
         return self._pace.ask_again_s(done_at - self._clock())
 
     def _begin_wait_s(self) -> float | None:
@@ -155,7 +162,8 @@ class InferenceLoop:
         wait = self._trigger.wait_s(self._settings(), self._now_ns())
         if self._flights:
             last = self._flights[-1]
-            wait = max(wait, self._pace.begin_at(last.begun_s, last.advanced_s, last.num_steps) - self._clock())
+            begin_at = self._pace.begin_at(last.begun_s, last.advanced_s, last.settings.denoising_steps)
+            wait = max(wait, begin_at - self._clock())
         return max(0.0, wait)
 
     # ------------------------------------------------------------------ what
@@ -177,7 +185,7 @@ class InferenceLoop:
         begun_s = self._clock()
         self._pace.host_s = begun_s - started_s
         self._flights.append(Flight(
-            pending, epoch, settings.denoising_steps, {slot: stamped.stamp_ns for slot, stamped in taken.items()},
+            pending, epoch, observation, settings, {slot: stamped.stamp_ns for slot, stamped in taken.items()},
             complete_at(taken), started_ns, self._now_ns(), begun_s))
 
     def _advance(self, flight: Flight) -> None:
@@ -195,12 +203,18 @@ class InferenceLoop:
                                        way_out="Lower denoising_steps, or raise max_input_age_s.", cause="too old")
             return
         try:
-            pipeline.advance(flight.pending)
+            pipeline.advance(flight.pending, self._guidance(flight))
         except ObservationError:  # once: the next observation, not this one again
             self._flights.popleft()
             pipeline.drop(flight.pending)
             raise
         flight.advanced_s = self._clock()
+
+    def _guidance(self, flight: Flight) -> Guidance | None:
+        """As late as this, because in overlap the chunk before was not yet made when this one began."""
+        if self._joining is None:
+            return None
+        return self._joining.guidance(flight.observation, flight.settings.join)
 
     def _collect(self, flight: Flight) -> None:
         pipeline = self._pipeline
@@ -210,7 +224,11 @@ class InferenceLoop:
         times = chunk.stage_times_ms
         self._pace.front_s = 1e-3 * sum(times.get(stage, 0.0) for stage in pipeline.front)
         self._pace.step_s = 1e-3 * sum(times.get(stage, 0.0) for stage in pipeline.back) / chunk.num_steps
-        self._deliver(Delivery(chunk, flight.epoch, flight.stamps_ns, flight.complete_ns, flight.started_ns))
+        with self._gate:
+            if self._joining is not None and flight.epoch == self._epoch:
+                self._joining.made(chunk)
+        self._deliver(Delivery(chunk, flight.epoch, flight.stamps_ns, flight.complete_ns, flight.started_ns,
+                               flight.settings.join))
 
     def _drop_all(self) -> None:
         while self._pipeline is not None and self._flights:

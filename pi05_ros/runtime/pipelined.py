@@ -49,11 +49,11 @@ class Prepares(Protocol):
     def stages(self) -> base.StageSet: ...
 
     def request(self, timer: StageTimer, observation: Any, num_steps: int, seed: int | None = None,
-                chunk_index: int | None = None, noise: np.ndarray | None = None,
-                guidance: Guidance | None = None) -> Any:
+                chunk_index: int | None = None, noise: np.ndarray | None = None) -> Any:
         """Gives a `Prepared`."""
 
-    def chunk(self, timer: StageTimer, request: Any, normalised: np.ndarray) -> ActionChunk: ...
+    def chunk(self, timer: StageTimer, request: Any, normalised: np.ndarray,
+              guidance: Guidance | None = None) -> ActionChunk: ...
 
 
 @dataclass(eq=False)
@@ -67,6 +67,7 @@ class PendingChunk:
     features: Any
     front_done: Mark
     back: tuple[str, ...]  # stages that run on the back stream
+    guidance: Guidance | None = None
     actions: Tensor | None = None  # [1, H, 32] in host memory, valid from `done` on
     done: Mark | None = None
 
@@ -105,15 +106,14 @@ class Pipeline:
         self._slots = FeatureSlots(DEPTH)
 
     def begin(self, observation: Any, num_steps: int, *, chunk_index: int | None = None,
-              seed: int | None = None, noise: np.ndarray | None = None,
-              guidance: Guidance | None = None) -> PendingChunk:
+              seed: int | None = None, noise: np.ndarray | None = None) -> PendingChunk:
         """Issue the stages before the boundary; arguments and errors as `Policy.infer`."""
         timer = StageTimer(self.policy.stages.device)
-        request = self.policy.request(timer, observation, num_steps, seed, chunk_index, noise, guidance)
+        request = self.policy.request(timer, observation, num_steps, seed, chunk_index, noise)
         slot = self._slots.take()
         try:
             with self._front:
-                forward = Forward(self.policy.stages, request.inputs, request.noise, num_steps, guidance, timer)
+                forward = Forward(self.policy.stages, request.inputs, request.noise, num_steps, timer)
                 made: Any = forward.vision()
                 features = slot.keep(forward.prefix(made) if self.boundary == "prefix" else made)
                 return PendingChunk(request, timer, forward, slot, features, self._front.mark(), self.back)
@@ -121,13 +121,14 @@ class Pipeline:
             self._slots.give_back(slot)
             raise
 
-    def advance(self, pending: PendingChunk) -> None:
+    def advance(self, pending: PendingChunk, guidance: Guidance | None = None) -> None:
         """Issue the stages behind the boundary, which wait on the device for those before it."""
+        pending.guidance = guidance
         with self._back:
             self._back.wait(pending.front_done)
             pending.timer.spans["waiting"] = pending.front_done, self._back.mark()
             forward, features = pending.forward, pending.features
-            x_0 = forward.expert(features if self.boundary == "prefix" else forward.prefix(features))
+            x_0 = forward.expert(features if self.boundary == "prefix" else forward.prefix(features), guidance)
             pending.actions = download(x_0)
             pending.done = self._back.mark()
 
@@ -136,7 +137,8 @@ class Pipeline:
         assert pending.done is not None and pending.actions is not None, "collected before it was advanced"
         try:
             pending.done.wait()
-            chunk = self.policy.chunk(pending.timer, pending.request, pending.actions[0].numpy().copy())
+            chunk = self.policy.chunk(pending.timer, pending.request, pending.actions[0].numpy().copy(),
+                                      pending.guidance)
             self._observe(pending)
             return chunk
         finally:

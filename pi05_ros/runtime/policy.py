@@ -51,7 +51,6 @@ class Request:
     num_steps: int
     seed: int
     chunk_index: int
-    guidance: Guidance | None
 
 
 class Policy:
@@ -62,8 +61,10 @@ class Policy:
         chunk.actions  # [H, robot_action_dim], the robot's own units
     """
 
-    def __init__(self, stages: base.StageSet, transforms: RobotTransforms, seed: int = 0) -> None:
+    def __init__(self, stages: base.StageSet, transforms: RobotTransforms, seed: int = 0,
+                 rtc_training_max_delay: int = 0) -> None:
         self.stages, self.transforms, self.seed = stages, transforms, seed
+        self.rtc_training_max_delay = rtc_training_max_delay  # rows; 0: not trained for real-time chunking
         self.config: Pi05Config = stages.config
         self.robot: Robot = transforms.robot
         self._chunk_index = 0
@@ -85,6 +86,7 @@ class Policy:
         robot = load_robot(robot) if isinstance(robot, str) else robot
         source: WeightSource
         cameras: tuple[str, ...] = ()
+        max_delay = 0
         if checkpoint is None:
             source, conventions, known = embedded_model(robot, size, action_horizon, rope_inv_freq, device)
             stats: NormStats | None = known
@@ -93,10 +95,10 @@ class Policy:
             source = opened = open_checkpoint(checkpoint, action_horizon=action_horizon, asset_id=robot.asset_id,
                                               tokenizer=tokenizer, rope_inv_freq=rope_inv_freq)
             conventions, stats, cameras = opened.conventions, opened.stats, opened.camera_keys
-            tokens = _checkpoint_tokenizer(opened, robot)
+            tokens, max_delay = _checkpoint_tokenizer(opened, robot), opened.rtc_training_max_delay
         transforms = RobotTransforms(robot, conventions, stats, tokens, source.config, cameras, prompt_format)
         stages = base.build(backend, source, device, dtype, conventions.resize, on_progress)
-        policy = cls(stages, transforms, seed)
+        policy = cls(stages, transforms, seed, max_delay)
         if stages.device.type == "cuda":
             policy.warm_up()
         return policy
@@ -150,12 +152,12 @@ class Policy:
             ConfigError: `num_steps` or `noise` out of range or shape.
         """
         timer = StageTimer(self.stages.device)
-        request = self.request(timer, observation, num_steps, seed, chunk_index, noise, guidance)
-        return self.chunk(timer, request, self.sample(request.inputs, request.noise, num_steps, guidance, timer)[0])
+        request = self.request(timer, observation, num_steps, seed, chunk_index, noise)
+        x_0 = self.sample(request.inputs, request.noise, num_steps, guidance, timer)
+        return self.chunk(timer, request, x_0[0], guidance)
 
     def request(self, timer: StageTimer, observation: Observation, num_steps: int, seed: int | None = None,
-                chunk_index: int | None = None, noise: np.ndarray | None = None,
-                guidance: Guidance | None = None) -> Request:
+                chunk_index: int | None = None, noise: np.ndarray | None = None) -> Request:
         """The part before the stages: arguments as in `infer`."""
         if not 1 <= num_steps <= MAX_DENOISING_STEPS:
             raise ConfigError("denoising_steps", expected=f"1 to {MAX_DENOISING_STEPS}", received=str(num_steps),
@@ -166,9 +168,10 @@ class Policy:
         with timer.host("transform"):
             inputs = self.transforms.encode(observation)
             x_1 = draw_noise(seed, chunk_index, self.config) if noise is None else self._checked(noise)
-        return Request(observation, inputs, x_1[None], noise is not None, num_steps, seed, chunk_index, guidance)
+        return Request(observation, inputs, x_1[None], noise is not None, num_steps, seed, chunk_index)
 
-    def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray) -> ActionChunk:
+    def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray,
+              guidance: Guidance | None = None) -> ActionChunk:
         """The part after the stages: float32 [H, 32] to the robot's units. Raises ObservationError for NaN."""
         observation = request.observation
         with timer.host("inverse"):
@@ -181,15 +184,15 @@ class Policy:
             actions=actions, normalised=normalised, stamp_ns=observation.stamp_ns,
             control_period_s=self.robot.control_period_s, prompt=observation.prompt, num_steps=request.num_steps,
             seed=request.seed, chunk_index=request.chunk_index, noise_given=request.noise_given,
-            stage_times_ms=timer.milliseconds(), guidance=request.guidance,
+            stage_times_ms=timer.milliseconds(), guidance=guidance,
         )
 
     def sample(self, inputs: ModelInputs, noise: np.ndarray, num_steps: int, guidance: Guidance | None = None,
                timer: StageTimer | None = None) -> np.ndarray:
         """The four stages, batched: noise float32 [B, H, 32] to actions float32 [B, H, 32], model space."""
         timer = timer or StageTimer(self.stages.device)
-        forward = Forward(self.stages, inputs, noise, num_steps, guidance, timer)
-        return forward.expert(forward.prefix(forward.vision())).cpu().numpy()
+        forward = Forward(self.stages, inputs, noise, num_steps, timer)
+        return forward.expert(forward.prefix(forward.vision()), guidance).cpu().numpy()
 
     def _checked(self, noise: np.ndarray) -> np.ndarray:
         expected = (self.config.action_horizon, self.config.action_dim)

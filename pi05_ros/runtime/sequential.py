@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pi05_ros.schema import ActionChunk, Observation
+from pi05_ros.schema import ActionChunk, Guidance, Observation
 
 
 class Pending(Protocol):
@@ -29,7 +29,8 @@ class ChunkPipeline(Protocol):
 
     def begin(self, observation: Observation, num_steps: int, *, chunk_index: int) -> Any: ...
 
-    def advance(self, pending: Any) -> None: ...
+    def advance(self, pending: Any, guidance: Guidance | None = None) -> None:
+        """Let it be denoised. Guidance comes here, because at `begin` the chunk before may still be in the making."""
 
     def collect(self, pending: Any) -> ActionChunk: ...
 
@@ -43,7 +44,8 @@ class ChunkPipeline(Protocol):
 class Infers(Protocol):
     """What `Sequential` needs of a policy."""
 
-    def infer(self, observation: Observation, num_steps: int, *, chunk_index: int) -> ActionChunk:
+    def infer(self, observation: Observation, num_steps: int, *, chunk_index: int,
+              guidance: Guidance | None = None) -> ActionChunk:
         """As `Policy.infer`."""
 
 
@@ -77,8 +79,9 @@ class Sequential:
     def begin(self, observation: Observation, num_steps: int, *, chunk_index: int) -> PendingInference:
         return PendingInference(observation, num_steps, chunk_index)
 
-    def advance(self, pending: PendingInference) -> None:
-        pending.chunk = self.policy.infer(pending.observation, pending.num_steps, chunk_index=pending.chunk_index)
+    def advance(self, pending: PendingInference, guidance: Guidance | None = None) -> None:
+        pending.chunk = self.policy.infer(pending.observation, pending.num_steps, chunk_index=pending.chunk_index,
+                                          guidance=guidance)
 
     def collect(self, pending: PendingInference) -> ActionChunk:
         assert pending.chunk is not None, "collected before it was advanced"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pi05_ros.runtime.joining import JoinSettings
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -14,12 +16,14 @@ class LoopSettings:
         prompt: the instruction.
         execution_horizon: actions of the last chunk whose time must have passed before the next observation; 0: none.
         max_rate_hz: chunks begin on a grid of this rate; 0: as fast as possible.
+        join: how the chunk continues the one before.
     """
 
     denoising_steps: int = 10
     prompt: str = ""
     execution_horizon: int = 0
     max_rate_hz: float = 0.0
+    join: JoinSettings = JoinSettings()
 
 
 class Trigger:

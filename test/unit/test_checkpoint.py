@@ -70,6 +70,11 @@ def test_lerobots_layouts_give_the_weights_and_settings(tmp_path, kind, prefix):
     assert_same_model(checkpoint, kind)
 
 
+@pytest.mark.parametrize(("config", "delay"), [({}, 0), ({"rtc_training_max_delay": 4}, 4)])
+def test_what_delay_it_was_trained_with_is_known(tmp_path, config, delay):
+    assert open_checkpoint(save_lerobot(tmp_path, **config)).rtc_training_max_delay == delay
+
+
 def test_the_weight_file_itself_can_be_given(tmp_path):
     assert_same_model(open_checkpoint(save_tiny(tmp_path) / WEIGHTS))
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.runtime.chunking import CommandLimits, JointLimits, JointMeasurement, plan_chunk, plan_hold
+from pi05_ros.runtime.ensembling import TemporalEnsemble
+from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.schema import ActionChunk
 from pi05_ros.sim.joint_integrator import JointIntegrator
 from pi05_ros.transforms.robot_file import ControllerSpec, JointSpec, Robot
@@ -37,28 +39,42 @@ def measured(positions, at=NOW):
 
 
 numbers = st.floats(-5, 5, width=32)
+LEAD_NS = 20_000_000
 LATENCIES = st.sampled_from([0.0, 0.003, 0.02, 0.05, 0.2])
+
+
+def assert_same_motion(one, other):
+    np.testing.assert_allclose(one[0], other[0], atol=1e-6)
+    np.testing.assert_allclose(one[1], other[1], atol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.tuples(numbers, numbers), min_size=4, max_size=4), st.floats(0.02, 0.3),
                           st.floats(0.03, 0.5)), min_size=2, max_size=6),
-       st.tuples(st.floats(-1, 1), st.floats(-1, 2)), LATENCIES, st.sampled_from([0.0, 0.001, 0.004, 0.019]))
-def test_whatever_the_model_says_the_executed_motion_keeps_every_limit(chunks, start, latency, delay):
-    """Chunk after chunk on a controller, with late joint states and commands: positions and speeds as it draws them."""
-    controller, running, now = JointIntegrator(start), None, NOW
+       st.tuples(st.floats(-1, 1), st.floats(-1, 2)), LATENCIES, st.sampled_from([0.0, 0.001, 0.004, 0.019]),
+       st.sampled_from(["plain", "delay_aware", "ensembled"]))  # a guided chunk is planned as a delay-aware one
+def test_whatever_the_model_says_the_executed_motion_keeps_every_limit(chunks, start, latency, delay, mode):
+    """Chunk after chunk on a controller, with late joint states and commands: positions and speeds as it draws them.
+    Up to where a chunk joins, and there, the curve and its velocity are those of the one before."""
+    controller, running, now, ensemble = JointIntegrator(start), None, NOW, TemporalEnsemble()
     samples = []
     for corners, age, pause in chunks:
         ages = np.linspace(0, 3, 50)
         actions = np.stack([np.interp(ages, np.arange(4), np.array(corners)[:, j]) for j in range(2)], axis=1)
         made = replace(chunk(actions), stamp_ns=now - int(age * 1e9))
         seen = measured(controller.at(now - int(latency * 1e9))[0] if running else start, now - int(latency * 1e9))
-        running = plan_chunk(made, LIMITS, seen, now, CommandLimits(max_committed_s=0.8), running)
+        if mode == "ensembled":
+            made = ensemble.add(made, 0.01)
+        before = running
+        running = plan_chunk(made, LIMITS, seen, now, CommandLimits(max_committed_s=0.8), running, mode != "plain")
         assert (np.diff(running.times_s) > 0).all() and (running.velocities[-1] == 0).all()
         assert running.times_s[0] * 1e9 + running.stamp_ns > now and running.end_ns <= now + 0.8e9 + 1
         for t in np.arange(0, delay, 0.0005):  # the command travels
             samples.append(controller.at(now + int(t * 1e9)))
         assert controller.execute(running, now + int(delay * 1e9))
+        if before is not None and before.end_ns > now + LEAD_NS:
+            just_before = now + LEAD_NS - 1000
+            assert_same_motion(controller.at(just_before), before.at(just_before))
         for t in np.arange(delay, pause, 0.0005):
             samples.append(controller.at(now + int(t * 1e9)))
         now += int(pause * 1e9)
@@ -71,17 +87,47 @@ def test_whatever_the_model_says_the_executed_motion_keeps_every_limit(chunks, s
     assert (velocities[-1] == 0).all()
 
 
+def along(line, steps=40, age_s=0.1):
+    """A trajectory that has followed the line since its stamp, for so many steps."""
+    velocities = np.gradient(line[:steps], PERIOD, axis=0)
+    velocities[-1] = 0
+    return JointTrajectoryPlan(NOW - int(age_s * 1e9), np.arange(steps) * PERIOD, line[:steps], velocities)
+
+
 def test_a_slow_motion_passes_unchanged_with_matching_velocities():
     line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
-    plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits(lead_s=0.005))
+    plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits(lead_s=0.005), along(line))
     np.testing.assert_allclose(plan.positions[:-1], line[6:6 + len(plan.positions) - 1], atol=1e-6)
     np.testing.assert_allclose(plan.velocities[1:-1], np.tile([0.5, -0.5], (len(plan.times_s) - 2, 1)), atol=1e-4)
     np.testing.assert_allclose(plan.times_s[:-1], np.arange(6, 6 + len(plan.times_s) - 1) * PERIOD)
 
 
 def test_drops_the_actions_whose_time_has_passed():
-    plan = plan_chunk(chunk(np.zeros((30, 2)), age_s=0.2), LIMITS, measured([0, 0]), NOW, CommandLimits(lead_s=0.005))
+    plan = plan_chunk(chunk(np.zeros((30, 2)), age_s=0.2), LIMITS, measured([0, 0]), NOW, CommandLimits(lead_s=0.005),
+                      along(np.zeros((40, 2)), age_s=0.2))
     assert plan.times_s[0] == pytest.approx(0.22)
+
+
+@pytest.mark.parametrize(("ended", "consumed"), [(None, 0), (0, 0), (2, 2), (5, 5)])
+def test_a_robot_that_stood_still_drops_no_more_actions_than_it_consumed(ended, consumed):
+    """The last trajectory ended so many steps after the stamp; the chunk goes on from there when it begins to act."""
+    line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
+    running = None if ended is None else along(line, 10, age_s=0.1 + PERIOD * (9 - ended))
+    plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[consumed]), NOW, CommandLimits(), running)
+    assert plan.times_s[0] == pytest.approx(0.12 + PERIOD)
+    np.testing.assert_allclose(plan.positions[0], line[consumed + 1], atol=1e-6)
+    np.testing.assert_allclose(plan.positions[:-1], line[consumed + 1:consumed + len(plan.positions)], atol=1e-6)
+
+
+def test_a_chunk_that_drops_nothing_begins_with_its_first_action_where_the_running_trajectory_is_left():
+    line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
+    plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits(lead_s=0.005),
+                      along(line), drop_elapsed=False)
+    join, position = plan.times_s[0], plan.positions[0]
+    assert join == pytest.approx(0.12) and position == pytest.approx(line[6])
+    np.testing.assert_allclose(plan.times_s[1:4], join + np.array([1, 2, 3]) * PERIOD)
+    ahead = plan.positions[1:-1, 0]  # it goes back to line[1], but keeps a third of its velocity on the first step
+    assert ahead[0] == pytest.approx(position[0] + 0.01 / 3) and ahead[4:] == pytest.approx(line[5:len(ahead) + 1, 0])
 
 
 def test_keeps_the_running_trajectory_up_to_its_next_point():
@@ -135,7 +181,7 @@ def test_velocity_actions_are_integrated_from_the_measured_position():
     limits = JointLimits(robot(("velocity", "position"), "joint_velocity"))
     actions = np.stack([np.full(30, 0.5), np.full(30, 0.3)], axis=1)
     plan = plan_chunk(chunk(actions, age_s=0.1), limits, measured([0.2, 0.3]), NOW, CommandLimits())
-    expected = 0.2 + 0.5 * (plan.times_s[:-1] - 0.1)
+    expected = 0.2 + 0.5 * (plan.times_s[:-1] - 0.12)  # it begins to move 20 ms from now
     np.testing.assert_allclose(plan.positions[:-1, 0], expected, atol=1e-6)
     np.testing.assert_allclose(plan.positions[:-1, 1], 0.3, atol=1e-6)
 

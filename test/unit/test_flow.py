@@ -61,6 +61,23 @@ def test_both_jacobians_agree_where_the_velocity_does_not_depend_on_x():
     torch.testing.assert_close(*results)
 
 
+def test_a_trained_prefix_is_given_clean_at_time_0_and_stays():
+    previous = np.random.default_rng(0).standard_normal((1, 10, 32)).astype(np.float32)
+    seen, noise, target = [], torch.randn(1, 10, 32), torch.randn(1, 10, 32)
+
+    def velocity(x, t):
+        seen.append((x[0, :3].clone(), t))
+        return noise - target
+
+    x_0 = flow.integrate(velocity, noise, 5, guidance(previous=previous, trained=True))
+    torch.testing.assert_close(x_0[0, 3:], target[0, 3:], atol=1e-5, rtol=1e-5)
+    for given, _ in (*seen, (x_0[0, :3], None)):
+        np.testing.assert_array_equal(given.numpy(), previous[0, :3])
+    expected = np.repeat(np.array(flow.time_grid(5), np.float32)[:, None], 10, axis=1)
+    expected[:, :3] = 0
+    np.testing.assert_array_equal(torch.cat([t for _, t in seen]).numpy(), expected)
+
+
 @pytest.mark.parametrize("change", [{"schedule": "cubic"}, {"jacobian": "numeric"}])
 def test_refuses_unknown_guidance(change):
     with pytest.raises(ConfigError):

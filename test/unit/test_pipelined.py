@@ -11,7 +11,7 @@ from pi05_ros.runtime.feature_slots import FeatureSlot
 from pi05_ros.runtime.pipelined import Pipeline
 from pi05_ros.runtime.policy import Policy
 from pi05_ros.runtime.sequential import Sequential
-from pi05_ros.schema import CAMERAS, Observation
+from pi05_ros.schema import CAMERAS, Guidance, Observation
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,10 @@ def observation(number, prompt="pick", cameras=CAMERAS):
     return Observation(images, rng.uniform(-0.1, 0.1, 7).astype(np.float32), prompt, stamp_ns=number)
 
 
+def guided_by(chunks):
+    return Guidance(chunks[-1].normalised[None], delay=2, end=6) if chunks else None
+
+
 @pytest.mark.parametrize("boundary", ["prefix", "vision"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_overlapped_chunks_have_the_bits_of_sequential_ones(plain, policy, boundary, steps):
@@ -47,12 +51,13 @@ def test_overlapped_chunks_have_the_bits_of_sequential_ones(plain, policy, bound
     expected = []
     for n, one in enumerate(seen):
         pending = twin.begin(one, steps, chunk_index=n)
-        twin.advance(pending)
+        twin.advance(pending, guided_by(expected))
         expected.append(twin.collect(pending))
     found, running = [], pipeline.begin(seen[0], steps, chunk_index=0)
     for n in range(1, len(seen) + 1):
         following = pipeline.begin(seen[n], steps, chunk_index=n) if n < len(seen) else None
-        pipeline.advance(running)  # after the next one's features overwrote the stages' static memory
+        # After the next one's features overwrote the stages' static memory; the chunk before is known by now.
+        pipeline.advance(running, guided_by(found))
         found.append(pipeline.collect(running))
         running = following
     for one, other in zip(found, expected, strict=True):
@@ -61,6 +66,7 @@ def test_overlapped_chunks_have_the_bits_of_sequential_ones(plain, policy, bound
         assert (one.stamp_ns, one.prompt, one.chunk_index, one.num_steps) == (
             other.stamp_ns, other.prompt, other.chunk_index, steps)
     assert len({chunk.actions.tobytes() for chunk in found}) == 3
+    assert [chunk.guidance is None for chunk in found] == [True, False, False]
 
 
 @pytest.mark.parametrize(("boundary", "front", "back"), [

@@ -70,6 +70,16 @@ def test_guidance_pulls_the_first_actions_towards_the_previous_chunk(policy):
     assert np.abs(guided[:5]).mean() < 0.5 * np.abs(free[:5]).mean()
 
 
+def test_a_trained_prefix_is_part_of_the_chunk_and_changes_the_rest(policy):
+    previous = draw_noise(9, 0, policy.config)[None] * np.float32(0.1)
+    free, given, other = (policy.infer(observation(), 3, chunk_index=0, guidance=guidance).normalised for guidance in (
+        None, Guidance(previous, 5, 50, trained=True), Guidance(-previous, 5, 50, trained=True)))
+    np.testing.assert_array_equal(given[:5], previous[0, :5])
+    assert not np.allclose(given[5:], free[5:], atol=1e-4) and not np.allclose(given[5:], other[5:], atol=1e-4)
+    none = policy.infer(observation(), 3, chunk_index=0, guidance=Guidance(previous, 0, 50, trained=True)).normalised
+    np.testing.assert_allclose(none, free, atol=1e-5)  # one time a row is the same model
+
+
 def test_chunks_follow_each_other_in_overlap_or_one_by_one(policy):
     assert isinstance(policy.pipeline(True), Pipeline) and isinstance(policy.pipeline(False), Sequential)
     assert policy.sensors()() == {}  # on a CPU

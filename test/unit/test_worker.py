@@ -25,7 +25,7 @@ class ScriptedPolicy:
         self.asked, self.entered, self.release = [], threading.Semaphore(0), threading.Semaphore(0)
         self.error = None
 
-    def infer(self, observation, num_steps, *, chunk_index):
+    def infer(self, observation, num_steps, *, chunk_index, guidance=None):
         self.asked.append((observation.prompt, num_steps, chunk_index, threading.current_thread().name))
         self.entered.release()
         assert self.release.acquire(timeout=TIMEOUT)

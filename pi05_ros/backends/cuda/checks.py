@@ -96,6 +96,9 @@ def check_batch(name: str, tensor: Tensor | np.ndarray) -> None:
 
 
 def check_guidance(guidance: Guidance, config: Pi05Config) -> None:
+    if guidance.trained:
+        raise BackendError("guidance", expected="no action prefix with backend 'cuda', whose flow time is one for all "
+                           "rows", received="trained real-time chunking", way_out="Use expert=eager.")
     if guidance.jacobian != "identity":
         raise BackendError("guidance", expected="the identity Jacobian with backend 'cuda'",
                            received=repr(guidance.jacobian),
