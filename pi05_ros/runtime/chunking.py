@@ -148,7 +148,7 @@ def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, n
               stop_time_s: float) -> JointTrajectoryPlan:
     """Come to rest: every joint brakes from where the running trajectory is. One that is not there (it was blocked)
     stays where it was measured; `measured` None, because too old to tell, trusts the trajectory."""
-    position, velocity = running.at(now_ns)
+    origin = position, velocity = running.at(now_ns)
     time_s = stop_time_s
     if measured is not None and (lost := _lost(running, measured, limits, stop_time_s)).any():
         gap = np.abs(measured.positions - position)[lost]
@@ -159,7 +159,7 @@ def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, n
         time_s = min(time_s, float((3.0 * _room(position, velocity, limits)[moving] / np.abs(velocity[moving])).min()))
     time_s = max(time_s, SOONEST_STOP_S)
     end, _ = brake(position, velocity, limits, time_s)
-    return JointTrajectoryPlan(now_ns, np.array([time_s]), end[None], np.zeros_like(end)[None])
+    return JointTrajectoryPlan(now_ns, np.array([time_s]), end[None], np.zeros_like(end)[None], origin)
 
 
 def brake(position: np.ndarray, velocity: np.ndarray, limits: JointLimits,

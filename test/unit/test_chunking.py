@@ -176,6 +176,24 @@ def test_a_hold_with_old_joints_trusts_the_trajectory():
     assert plan_hold(running, just_late, later, LIMITS, 0.2).positions[0, 0] > running.at(later)[0][0]
 
 
+def test_a_chunk_that_follows_a_hold_at_once_joins_the_braking():
+    """The hold is one point, its end: who joins before it must know where the robot is on the way there."""
+    line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    controller, later = JointIntegrator(line[5]), NOW + 200_000_000
+    controller.execute(running, NOW)
+    hold = plan_hold(running, None, later, LIMITS, 0.2)
+    controller.execute(hold, later)
+    for ms in range(0, 200, 10):
+        now = later + ms * 10**6
+        np.testing.assert_allclose(hold.at(now), controller.at(now), atol=1e-9)
+    now = later + 10_000_000
+    seen = measured(controller.at(now)[0], now)
+    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=now), LIMITS, seen, now, CommandLimits(), hold), now)
+    speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 300_000, 500)]
+    assert (np.array(speeds) <= LIMITS.velocity).all()
+
+
 def test_a_hold_near_a_limit_ends_inside_it():
     line = np.stack([0.5 + np.arange(40) * 0.02, np.zeros(40)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
