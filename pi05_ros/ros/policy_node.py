@@ -28,6 +28,7 @@ from pi05_ros.ros.supervised_node import SupervisedNode
 from pi05_ros.runtime.chunking import NON_FINITE
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.policy import Policy
+from pi05_ros.runtime.worker import Worker
 
 WATCHDOG_PERIOD_S = 0.05
 
@@ -37,11 +38,13 @@ class PolicyNode(SupervisedNode):
 
     Args:
         load_policy: makes the policy, on the worker's thread; `Policy.load` unless a test says otherwise.
+        make_worker: likewise the worker; a soak's has no thread.
     """
 
-    def __init__(self, load_policy: Callable[..., Policy] = Policy.load, **kwargs: Any) -> None:
+    def __init__(self, load_policy: Callable[..., Policy] = Policy.load, make_worker: Callable[[], Worker] = Worker,
+                 **kwargs: Any) -> None:
         super().__init__("pi05_policy", **kwargs)
-        self._load_policy = load_policy
+        self._load_policy, self._make_worker = load_policy, make_worker
         self.stop_requested = False
         self.parts: Parts | None = None
         self._undo_configure = ExitStack()
@@ -67,7 +70,7 @@ class PolicyNode(SupervisedNode):
         self._values = parameters.snapshot(self)
         parameters.check(self._values)
         hooks = Hooks(lambda: self._values, self._now_ns, lambda: self.stop_requested, self._hand_over,
-                      self.diagnostics.refuse, self._on_prompt)
+                      self.diagnostics.refuse, self._on_prompt, self._make_worker)
         with ExitStack() as undo:  # undoes what was made if a later step fails
             self.parts = build(self, self._load_policy, hooks, undo)
             self._undo_configure = undo.pop_all()
