@@ -77,7 +77,8 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
 
     Action k is meant for stamp + k * period (a velocity action acts from there to the next). Actions whose time has
     passed are dropped, those beyond the commitment too. The `running` trajectory is kept for `lead_s` and left at its
-    next point with its velocity; without one the robot starts from rest where it was measured. From there every step
+    next point with its velocity; without one the robot starts from rest where it was measured, or where a trajectory
+    ended since. From there every step
     stays within position and velocity limits, and a braking point brings all joints to rest.
 
     Raises:
@@ -114,6 +115,9 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     soonest = now_ns + int(command.lead_s * 1e9)
     if running is None or running.end_ns <= soonest:
         rest = measured.positions[None]
+        if running is not None and measured.stamp_ns < running.end_ns:  # still moving then, by now at its end
+            lost = _lost(running, measured, limits, command.stop_time_s)
+            rest = np.where(lost, rest, running.positions[-1:])
         return Start(np.array([(soonest - chunk.stamp_ns) * 1e-9]), rest, np.zeros_like(rest), False)
     # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
     join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))

@@ -194,6 +194,21 @@ def test_a_chunk_that_follows_a_hold_at_once_joins_the_braking():
     assert (np.array(speeds) <= LIMITS.velocity).all()
 
 
+def test_a_chunk_after_a_hold_starts_where_it_ended_and_not_where_the_robot_was_measured_before():
+    line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    stopped = NOW + 200_000_000
+    hold = plan_hold(running, None, stopped, LIMITS, 0.2)
+    old = measured(running.at(stopped)[0], stopped)
+    controller, now = JointIntegrator(hold.positions[-1]), stopped + 260_000_000
+    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, old, now, CommandLimits(), hold), now)
+    speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 300_000, 500)]
+    assert (np.array(speeds) <= LIMITS.velocity).all()
+    blocked = measured([-0.5, 0.0], stopped)  # it never followed: then what was measured counts
+    plan = plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, blocked, now, CommandLimits(), hold)
+    assert plan.positions[0, 0] < -0.4
+
+
 def test_a_hold_near_a_limit_ends_inside_it():
     line = np.stack([0.5 + np.arange(40) * 0.02, np.zeros(40)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
