@@ -124,6 +124,7 @@ class PolicyNode(SupervisedNode):
                 continue
             try:
                 if isinstance(item, Delivery):
+                    self._check_clock(self.parts, self._now_ns())  # a chunk must not join what ran in another time
                     self._useful_ns = self.parts.motion.publish(item)
                     self.diagnostics.published(item, self._useful_ns, self._values["latency_budget_s"])
                 else:
@@ -164,11 +165,7 @@ class PolicyNode(SupervisedNode):
         now_ns, timeout = self._now_ns(), self._values["input_timeout_s"]
         if self.parts is None or self._epoch is None:
             return
-        if now_ns < self._now_seen_ns:  # the clock was set back: a simulation began anew
-            self.parts.mailbox.clear()
-            self.parts.motion.clock_set_back(self._now_seen_ns, now_ns)
-            self._useful_ns = now_ns
-        self._now_seen_ns = now_ns
+        self._check_clock(self.parts, now_ns)
         if (silence := self._worker_silence(self.parts)) is not None:
             self._on_failure(self.parts, silence)
             return
@@ -182,6 +179,14 @@ class PolicyNode(SupervisedNode):
                 "Check the publisher, its clock and QoS, and the remapping; the robot is held meanwhile."))
         if causes and not self.parts.motion.held:
             self._stop_robot(self.parts, "inputs are silent")
+
+    def _check_clock(self, parts: Parts, now_ns: int) -> None:
+        """Where the clock was set back, a simulation began anew: inputs and the running trajectory are forgotten."""
+        if now_ns < self._now_seen_ns:
+            parts.mailbox.clear()
+            parts.motion.clock_set_back(self._now_seen_ns, now_ns)
+            self._useful_ns = now_ns
+        self._now_seen_ns = now_ns
 
     def _worker_silence(self, parts: Parts) -> WorkerError | None:
         if not parts.worker.alive:

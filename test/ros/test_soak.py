@@ -60,6 +60,22 @@ def test_a_node_without_limits_is_found_out(ros, monkeypatch):
     assert {"beyond a position limit", "too fast"} <= found.violations.keys()
 
 
+def test_a_chunk_made_while_the_clock_was_set_back_joins_nothing(ros):
+    soak = Soak(share=0.0)
+    soak.run(50)
+    published = soak.found.trajectories
+
+    def set_back():
+        soak._offset_ns -= 600_000_000
+
+    soak._meanwhile.append(set_back)
+    soak.run(1)
+    refused = dict(soak.node.diagnostics.refused)
+    soak.close()
+    assert refused == {"silent at publication": 1}
+    assert soak.found.trajectories == published + 1  # the hold alone
+
+
 def test_growth_is_a_problem():
     flat = {"threads": 3, "descriptors": 9, "memory": 10**8}
     assert grown([flat] * 20, 1000) == []
