@@ -43,6 +43,7 @@ ALLOWED = {
     "quantize": f"{BELOW} modelopt",
     "cli": f"{BELOW} sim bag train benchmark quantize",
     "cli.demo": f"{BELOW} cli sim bag train benchmark quantize {ROS}",
+    "cli.soak": f"{BELOW} cli sim {ROS}",
     "__main__": "cli",
     "__init__": "",
 }

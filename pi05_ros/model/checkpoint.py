@@ -112,7 +112,7 @@ def open_checkpoint(path: str | Path, *, action_horizon: int | None = None, max_
         CheckpointError: broken, incomplete, of another model or unsupported; says what was found and the way out.
         ConfigError: an option out of range.
     """
-    directory, files = locate(Path(path).expanduser())
+    directory, files = locate(path)
     tensors, unused, naming = by_openpi_name(read_headers(files))
     kind = model_kind(tensors)
     settings = JsonFields.read(directory / CONFIG) if (directory / CONFIG).exists() else JsonFields(directory / CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pi05_ros.errors import CheckpointError
@@ -14,17 +15,18 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "manifest.ocdbt")
 
 
-def locate(path: Path) -> tuple[Path, list[Path]]:
+def locate(given: str | Path) -> tuple[Path, list[Path]]:
     """The checkpoint's directory and its safetensors files (several if it is sharded).
 
     Raises:
         CheckpointError: there is no such path, or it holds something else.
     """
     try:
+        path = Path(given).expanduser()
         path.stat()
-    except OSError as error:
-        raise CheckpointError(str(path), expected="a checkpoint directory or a .safetensors file",
-                              received=error.strerror or str(error),
+    except (OSError, ValueError, RuntimeError) as error:  # also a NUL in the name, and ~ of nobody
+        raise CheckpointError(str(given), expected="a checkpoint directory or a .safetensors file",
+                              received=getattr(error, "strerror", None) or str(error),
                               way_out="Check the path; a model on a hub must be downloaded first.") from error
     if path.is_file():
         if path.suffix in PICKLES:
@@ -43,10 +45,11 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
 def find_tokenizer(directory: Path, given: str | Path | None = None) -> Path | None:
     """The SentencePiece model: the one given, else the one in the directory or its assets, else None."""
     if given:
-        if not Path(given).expanduser().is_file():
+        found = os.path.expanduser(given)
+        if not os.path.isfile(found):
             raise CheckpointError(f"tokenizer {given}", expected="a SentencePiece .model file",
                                   received="no such file", way_out="Give the path of paligemma_tokenizer.model.")
-        return Path(given).expanduser()
+        return Path(found)
     for folder in (directory, directory / "assets"):
         for name in ("tokenizer.model", "paligemma_tokenizer.model"):
             if (folder / name).is_file():
@@ -68,7 +71,7 @@ def _shards(directory: Path) -> list[Path]:
         raise index.error("weight_map", "an object from tensor name to file name")
     names = {weight_map.text(key) or "" for key in weight_map.values}
     for name in sorted(names):
-        if Path(name).name != name or not (directory / name).is_file():
+        if Path(name).name != name or not os.path.isfile(directory / name):
             raise CheckpointError(f"shard '{name}' of {directory}", expected="a file in that directory",
                                   received="no such file", way_out="Download the missing shard.")
     return [directory / name for name in sorted(names)]

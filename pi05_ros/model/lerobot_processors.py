@@ -5,6 +5,7 @@ A pipeline is a list of steps, each with its settings (`config`) and, where it h
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -128,7 +129,7 @@ def _state_file(step: JsonFields) -> Path | None:
     if name is None:
         return None
     file = step.path.parent / name
-    if Path(name).name != name or not file.is_file():
+    if Path(name).name != name or not os.path.isfile(file):
         raise step.error("state_file", f"a file in {step.path.parent}", f"'{name}', which is not there",
                          "Download the file too; it holds the normalisation statistics.")
     return file

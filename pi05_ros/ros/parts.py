@@ -73,6 +73,7 @@ class Hooks:
     hand_over: Callable[[Finished], None]
     refuse: Callable[[Pi05Error], None]
     on_prompt: Callable[[str], None]
+    make_worker: Callable[[], Worker] = Worker
 
 
 def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: ExitStack) -> Parts:
@@ -86,7 +87,7 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     parameters.check(values, robot.control_period_s)
     limits = JointLimits(robot)
     pool = undo.enter_context(ThreadPoolExecutor(len(CAMERAS), "pi05_decode"))  # its threads start when it is used
-    worker = Worker()
+    worker = hooks.make_worker()
     undo.callback(_stop, worker)
     loaded = wait(worker.call(lambda: load(load_policy, robot, values, log, hooks.stop)), hooks.stop)
     max_delay = loaded.policy.rtc_training_max_delay

@@ -28,6 +28,7 @@ from pi05_ros.ros.supervised_node import SupervisedNode
 from pi05_ros.runtime.chunking import NON_FINITE
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.policy import Policy
+from pi05_ros.runtime.worker import Worker
 
 WATCHDOG_PERIOD_S = 0.05
 
@@ -37,11 +38,13 @@ class PolicyNode(SupervisedNode):
 
     Args:
         load_policy: makes the policy, on the worker's thread; `Policy.load` unless a test says otherwise.
+        make_worker: likewise the worker; a soak's has no thread.
     """
 
-    def __init__(self, load_policy: Callable[..., Policy] = Policy.load, **kwargs: Any) -> None:
+    def __init__(self, load_policy: Callable[..., Policy] = Policy.load, make_worker: Callable[[], Worker] = Worker,
+                 **kwargs: Any) -> None:
         super().__init__("pi05_policy", **kwargs)
-        self._load_policy = load_policy
+        self._load_policy, self._make_worker = load_policy, make_worker
         self.stop_requested = False
         self.parts: Parts | None = None
         self._undo_configure = ExitStack()
@@ -67,7 +70,7 @@ class PolicyNode(SupervisedNode):
         self._values = parameters.snapshot(self)
         parameters.check(self._values)
         hooks = Hooks(lambda: self._values, self._now_ns, lambda: self.stop_requested, self._hand_over,
-                      self.diagnostics.refuse, self._on_prompt)
+                      self.diagnostics.refuse, self._on_prompt, self._make_worker)
         with ExitStack() as undo:  # undoes what was made if a later step fails
             self.parts = build(self, self._load_policy, hooks, undo)
             self._undo_configure = undo.pop_all()
@@ -121,6 +124,7 @@ class PolicyNode(SupervisedNode):
                 continue
             try:
                 if isinstance(item, Delivery):
+                    self._check_clock(self.parts, self._now_ns())  # a chunk must not join what ran in another time
                     self._useful_ns = self.parts.motion.publish(item)
                     self.diagnostics.published(item, self._useful_ns, self._values["latency_budget_s"])
                 else:
@@ -161,11 +165,7 @@ class PolicyNode(SupervisedNode):
         now_ns, timeout = self._now_ns(), self._values["input_timeout_s"]
         if self.parts is None or self._epoch is None:
             return
-        if now_ns < self._now_seen_ns:  # the clock was set back: a simulation began anew
-            self.parts.mailbox.clear()
-            self.parts.motion.clock_set_back(self._now_seen_ns, now_ns)
-            self._useful_ns = now_ns
-        self._now_seen_ns = now_ns
+        self._check_clock(self.parts, now_ns)
         if (silence := self._worker_silence(self.parts)) is not None:
             self._on_failure(self.parts, silence)
             return
@@ -179,6 +179,14 @@ class PolicyNode(SupervisedNode):
                 "Check the publisher, its clock and QoS, and the remapping; the robot is held meanwhile."))
         if causes and not self.parts.motion.held:
             self._stop_robot(self.parts, "inputs are silent")
+
+    def _check_clock(self, parts: Parts, now_ns: int) -> None:
+        """Where the clock was set back, a simulation began anew: inputs and the running trajectory are forgotten."""
+        if now_ns < self._now_seen_ns:
+            parts.mailbox.clear()
+            parts.motion.clock_set_back(self._now_seen_ns, now_ns)
+            self._useful_ns = now_ns
+        self._now_seen_ns = now_ns
 
     def _worker_silence(self, parts: Parts) -> WorkerError | None:
         if not parts.worker.alive:

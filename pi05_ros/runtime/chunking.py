@@ -80,8 +80,8 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     passed are dropped, those beyond the commitment too. But while the robot stood still it consumed none: then the
     chunk is later by that, and without `drop_elapsed` it always begins with its first action. The `running`
     trajectory is kept for `lead_s` and left at its next point with its velocity; without one the robot starts from
-    rest where it was measured. From there every step stays within position and velocity limits, and a braking point
-    brings all joints to rest.
+    rest where it was measured, or where a trajectory ended since. From there every step stays within position and
+    velocity limits, and a braking point brings all joints to rest.
 
     Raises:
         ObservationError: all actions lie in the past; actions or the measurement are not finite.
@@ -124,6 +124,9 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     soonest = now_ns + int(command.lead_s * 1e9)
     if running is None or running.end_ns <= soonest:
         rest = measured.positions[None]
+        if running is not None and measured.stamp_ns < running.end_ns:  # still moving then, by now at its end
+            lost = _lost(running, measured, limits, command.stop_time_s)
+            rest = np.where(lost, rest, running.positions[-1:])
         return Start(np.array([(soonest - chunk.stamp_ns) * 1e-9]), rest, np.zeros_like(rest), False)
     # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
     join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))
@@ -158,7 +161,7 @@ def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, n
               stop_time_s: float) -> JointTrajectoryPlan:
     """Come to rest: every joint brakes from where the running trajectory is. One that is not there (it was blocked)
     stays where it was measured; `measured` None, because too old to tell, trusts the trajectory."""
-    position, velocity = running.at(now_ns)
+    origin = position, velocity = running.at(now_ns)
     time_s = stop_time_s
     if measured is not None and (lost := _lost(running, measured, limits, stop_time_s)).any():
         gap = np.abs(measured.positions - position)[lost]
@@ -169,7 +172,7 @@ def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, n
         time_s = min(time_s, float((3.0 * _room(position, velocity, limits)[moving] / np.abs(velocity[moving])).min()))
     time_s = max(time_s, SOONEST_STOP_S)
     end, _ = brake(position, velocity, limits, time_s)
-    return JointTrajectoryPlan(now_ns, np.array([time_s]), end[None], np.zeros_like(end)[None])
+    return JointTrajectoryPlan(now_ns, np.array([time_s]), end[None], np.zeros_like(end)[None], origin)
 
 
 def brake(position: np.ndarray, velocity: np.ndarray, limits: JointLimits,

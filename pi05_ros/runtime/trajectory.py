@@ -16,12 +16,15 @@ class JointTrajectoryPlan:
         stamp_ns: time zero of `times_s`.
         times_s: float64 [K], strictly increasing.
         positions, velocities: float64 [K, J], rad or m, and per second; the last velocities are zero.
+        origin: position and velocity [J] at the stamp, from where the controller moves to the first point; it is not
+            sent, as the controller is there already. None: at rest at the first point.
     """
 
     stamp_ns: int
     times_s: np.ndarray
     positions: np.ndarray
     velocities: np.ndarray
+    origin: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def end_ns(self) -> int:
@@ -42,13 +45,16 @@ class JointTrajectoryPlan:
 
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Position and velocity [J] that a controller commands at a time: the cubic through the points' positions
-        and velocities; held before the first point and after the last."""
-        t = (time_ns - self.stamp_ns) * 1e-9
-        if t <= self.times_s[0] or len(self.times_s) == 1:
+        and velocities, from `origin` on; held before the first point and after the last."""
+        offset_ns = time_ns - self.stamp_ns
+        t = offset_ns * 1e-9
+        if offset_ns < self.offsets_ns[0]:
+            if self.origin is not None:
+                return hermite(max(t, 0.0), self.times_s[0], *self.origin, self.positions[0], self.velocities[0])
             return self.positions[0], np.zeros_like(self.positions[0])
-        if t >= self.times_s[-1]:
+        if offset_ns >= self.offsets_ns[-1]:
             return self.positions[-1], np.zeros_like(self.positions[-1])
-        k = int(np.searchsorted(self.times_s, t, side="right")) - 1
+        k = int(np.searchsorted(self.offsets_ns, offset_ns, side="right")) - 1
         return hermite(t - self.times_s[k], self.times_s[k + 1] - self.times_s[k], self.positions[k],
                        self.velocities[k], self.positions[k + 1], self.velocities[k + 1])
 

@@ -24,8 +24,7 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from pi05_ros.schema import CAMERAS
 FORMAT = 1
 INDEX = "index.json"
 ARRAYS = ("images", "frame_steps", "state", "actions")
-ENTRY = ("file", "frames", "steps", "prompts", "task", "seed")
 FRAMES_A_FILE = 4096
 WAY_OUT = "Record the data set again; pi05_ros/train/dataset.py describes it."
 
@@ -162,21 +160,26 @@ def read_index(directory: str | Path) -> dict[str, Any]:
 
     try:
         index = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise refuse("a readable JSON file", error) from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise refuse(f"format {FORMAT}", index.get("format") if isinstance(index, dict) else type(index).__name__)
-    if not index.get("episodes"):
+    if not isinstance(index.get("episodes"), list) or not index["episodes"]:
         raise refuse("at least one episode", "none")
-    cameras = index.get("cameras") or []
-    if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(CAMERAS):
-        raise refuse("cameras among " + ", ".join(CAMERAS) + ", each once", cameras)
+    cameras: Any = index.get("cameras")
+    if not _texts(cameras) or len(set(cameras)) < len(cameras) or not set(cameras) <= set(CAMERAS):
+        raise refuse("cameras among " + ", ".join(CAMERAS) + ", each once", repr(cameras))
     if not isinstance(index.get("robot"), str):
         raise refuse("the name of its robot", index.get("robot"))
     for number, entry in enumerate(index["episodes"]):
+        if not isinstance(entry, dict):
+            raise refuse(f"an object for episode {number}", type(entry).__name__)
         missing = [key for key in ENTRY if key not in entry]
         if missing:
             raise refuse(f"'{missing[0]}' of episode {number}", "no such key")
+        for key, (fits, expected) in ENTRY.items():
+            if not fits(entry[key]):
+                raise refuse(f"{expected} as '{key}' of episode {number}", repr(entry[key])[:100])
     return index
 
 
@@ -202,10 +205,39 @@ def read_episodes(directory: str | Path) -> Iterator[Episode]:
                       name=f"episode {number} of {directory}")
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _rows(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value)) and 0 <= value[0] < value[1] < 2**62
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _file_name(value: object) -> bool:
+    return isinstance(value, str) and value.endswith(".npz") and Path(value).name == value
+
+
+ROWS = "[first, end) of its rows"
+ENTRY: dict[str, tuple[Callable[[object], bool], str]] = {
+    "file": (_file_name, "the name of a .npz file"), "frames": (_rows, ROWS), "steps": (_rows, ROWS),
+    "prompts": (_texts, "a list of instructions"), "task": (_text, "text"), "seed": (_whole, "a whole number")}
+
+
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as content:
-            return {name: content[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"data set file {file}", expected="arrays " + ", ".join(ARRAYS), received=str(error),
-                          way_out=WAY_OUT) from error
+            arrays = {name: content[name] for name in ARRAYS}
+        if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
+            raise ValueError(f"a single value as '{scalars[0]}'")
+        return arrays
+    except Exception as error:  # damaged files make zipfile and numpy raise anything: KeyError, zlib.error, MemoryError
+        raise ConfigError(f"data set file {file}", expected="arrays " + ", ".join(ARRAYS), way_out=WAY_OUT,
+                          received=str(error) or type(error).__name__) from error

@@ -54,9 +54,15 @@ class PromptTokenizer:
         and counted in `dropped`.
 
         Raises:
-            ObservationError: NaN or infinity in the state.
+            ObservationError: NaN or infinity in the state; half a surrogate pair in the prompt.
             ConfigError: unknown format.
         """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ObservationError("prompt", expected="text that UTF-8 can express", cause="prompt",
+                                   received=f"{error.object[error.start]!a} at character {error.start}",
+                                   way_out="Correct what writes the prompt.") from error
         ids = [BOS_ID]
         for part in prompt_parts(prompt, state, prompt_format):
             ids += self._sentencepiece.encode(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -31,7 +32,7 @@ def load_robot(name_or_path: str) -> Robot:
         ConfigError: names the file and the key, what was expected there and what it holds.
     """
     if name_or_path.endswith((SUFFIX, ".yml")):
-        path = Path(name_or_path).expanduser()
+        path = Path(os.path.expanduser(name_or_path))
     else:
         path = _folder() / (name_or_path + SUFFIX)
         if name_or_path not in list_robots():
@@ -62,7 +63,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # on a value that its tag does not fit, PyYAML raises anything: KeyError, TypeError, ...
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ConfigError(f"robot file {path}", expected="a readable YAML file", received=str(reason),
                           way_out=WAY_OUT) from error

@@ -147,6 +147,12 @@ def test_an_empty_directory_a_wrong_path_and_another_file_are_refused(tmp_path):
     refusal(tmp_path / "config.json", "config.json", "directory")
 
 
+@pytest.mark.parametrize("path", ["a\0b", "~nobody-of-that-name", "x" * 5000])
+def test_a_path_that_cannot_be_one_is_refused(tmp_path, path):
+    refusal(path, "checkpoint directory")
+    refusal(save_tiny(tmp_path), "no such file", tokenizer=path)
+
+
 def test_another_model_is_refused(tmp_path):
     write_tensors(tmp_path, {"vae.encoder.weight": torch.zeros(2)})
     refusal(tmp_path, "vae.encoder.weight", OPENPI, "no pi0.5")

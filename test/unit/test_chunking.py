@@ -94,6 +94,15 @@ def along(line, steps=40, age_s=0.1):
     return JointTrajectoryPlan(NOW - int(age_s * 1e9), np.arange(steps) * PERIOD, line[:steps], velocities)
 
 
+def test_a_trajectory_has_its_velocity_at_its_first_point_already():
+    """A chunk that joins there went on from rest, and overtook itself by a third of the speed limit."""
+    plan = JointTrajectoryPlan(NOW, np.array([0.04, 0.06, 0.1]), np.array([[0.04], [0.08], [0.1]]),
+                               np.array([[2.0], [2.0], [0.0]]))
+    (first, at_first), (end, at_end) = plan.at(NOW + 40_000_000), plan.at(NOW + 100_000_000)
+    assert (first, at_first, end, at_end) == (0.04, 2.0, 0.1, 0.0)
+    assert plan.at(NOW + 39_999_999)[1] == 0.0
+
+
 def test_a_slow_motion_passes_unchanged_with_matching_velocities():
     line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
     plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits(lead_s=0.005), along(line))
@@ -220,6 +229,39 @@ def test_a_hold_with_old_joints_trusts_the_trajectory():
     assert plan_hold(running, None, later, LIMITS, 0.2).positions[0, 0] > running.at(later)[0][0]
     just_late = measured(running.at(later - 300_000_000)[0], later - 300_000_000)
     assert plan_hold(running, just_late, later, LIMITS, 0.2).positions[0, 0] > running.at(later)[0][0]
+
+
+def test_a_chunk_that_follows_a_hold_at_once_joins_the_braking():
+    """The hold is one point, its end: who joins before it must know where the robot is on the way there."""
+    line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    controller, later = JointIntegrator(line[5]), NOW + 200_000_000
+    controller.execute(running, NOW)
+    hold = plan_hold(running, None, later, LIMITS, 0.2)
+    controller.execute(hold, later)
+    for ms in range(0, 200, 10):
+        now = later + ms * 10**6
+        np.testing.assert_allclose(hold.at(now), controller.at(now), atol=1e-9)
+    now = later + 10_000_000
+    seen = measured(controller.at(now)[0], now)
+    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=now), LIMITS, seen, now, CommandLimits(), hold), now)
+    speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 300_000, 500)]
+    assert (np.array(speeds) <= LIMITS.velocity).all()
+
+
+def test_a_chunk_after_a_hold_starts_where_it_ended_and_not_where_the_robot_was_measured_before():
+    line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    stopped = NOW + 200_000_000
+    hold = plan_hold(running, None, stopped, LIMITS, 0.2)
+    old = measured(running.at(stopped)[0], stopped)
+    controller, now = JointIntegrator(hold.positions[-1]), stopped + 260_000_000
+    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, old, now, CommandLimits(), hold), now)
+    speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 300_000, 500)]
+    assert (np.array(speeds) <= LIMITS.velocity).all()
+    blocked = measured([-0.5, 0.0], stopped)  # it never followed: then what was measured counts
+    plan = plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, blocked, now, CommandLimits(), hold)
+    assert plan.positions[0, 0] < -0.4
 
 
 def test_a_hold_near_a_limit_ends_inside_it():

@@ -255,6 +255,12 @@ def test_absent_and_broken_statistics_files_are_refused(tmp_path):
     refusal(tmp_path, "state_file", NORMALIZER_FILE, "Download")
 
 
+def test_a_statistics_file_of_an_impossible_name_is_refused(tmp_path):
+    file = save_lerobot(tmp_path) / "policy_preprocessor.json"
+    file.write_text(file.read_text().replace(NORMALIZER_FILE, "x" * 300))
+    refusal(tmp_path, "state_file", "not there")
+
+
 @pytest.mark.parametrize(("steps", "words"), [
     ([], ("normalizer_processor", "0")), ({}, ("steps", "a list")), ([1], ("steps", "a list of objects")),
     ([{"registry_name": "my_scaler", "config": {}}], ("my_scaler", "a step this package knows")),

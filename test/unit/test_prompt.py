@@ -85,6 +85,11 @@ def test_truncation_keeps_the_head_and_counts_what_is_lost(tokenizer):
     assert (cut.ids == whole.ids[:6]).all() and cut.mask.all() and cut.dropped == len(whole.ids) - 6
 
 
+def test_half_a_surrogate_pair_is_refused(tokenizer):
+    with pytest.raises(ObservationError, match=r"'\\ud800' at character 3"):
+        tokenizer.tokenize("go \ud800", np.zeros(2), "pi05")
+
+
 def test_a_prompt_that_fits_exactly_loses_nothing(tokenizer):
     length = len(PromptTokenizer(tiny_tokenizer(), None).tokenize("pick", STATE, "pi05").ids)
     tokens = PromptTokenizer(tiny_tokenizer(), length).tokenize("pick", STATE, "pi05")

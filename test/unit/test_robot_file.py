@@ -119,6 +119,7 @@ def test_a_doubled_key_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "", "- 1\n", "a: [", "a: !!python/object:os.system {}\n", "? [a]\n: 1\n", "3: 1\n", "a: 2024-13-45",
+    "a: !!set [1]", "a: !!bool x", pytest.param("[" * 3000, id="deep"),
 ])
 def test_a_file_that_is_no_mapping_of_names_is_refused(tmp_path, text):
     path = tmp_path / "mine.yaml"
@@ -139,6 +140,11 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ConfigError, match="aloha, arm6, droid, droid_jointpos, libero"):
         load_robot(name)
+
+
+def test_the_home_of_nobody_is_refused():
+    with pytest.raises(ConfigError, match="No such file"):
+        load_robot("~nobody-of-that-name/arm.yaml")
 
 
 def test_a_robot_may_lose_its_cameras_but_stays_checked():

@@ -11,7 +11,7 @@ from pi05_ros.errors import ConfigError
 from pi05_ros.model.norm_stats import find_openpi_stats, read_openpi_stats
 from pi05_ros.model.save import save_openpi
 from pi05_ros.schema import Conventions
-from pi05_ros.train.dataset import INDEX, DatasetWriter, Episode, read_episodes, read_index
+from pi05_ros.train.dataset import ARRAYS, INDEX, DatasetWriter, Episode, read_episodes, read_index
 from pi05_ros.train.initial import initial_model
 from pi05_ros.train.presets import smallest
 from pi05_ros.train.samples import encode_episodes
@@ -136,13 +136,25 @@ def edit(directory, **changes):
     (directory / INDEX).write_text(json.dumps(index))
 
 
+ENTRY = {"file": "episodes_00000.npz", "frames": [0, 1], "steps": [0, 1], "prompts": ["go"], "task": "", "seed": 0}
+
+
 @pytest.mark.parametrize(("damage", "words"), [
     (lambda d: (d / INDEX).unlink(), "readable JSON"),
     (lambda d: (d / INDEX).write_text("{"), "readable JSON"),
     (lambda d: edit(d, format=7), "format 1"),
     (lambda d: edit(d, episodes=[]), "at least one episode"),
     (lambda d: edit(d, episodes=[{"file": "x"}]), "'frames' of episode 0"),
+    (lambda d: edit(d, episodes={"a": 1}), "at least one episode"),
+    (lambda d: edit(d, episodes=[3]), "an object for episode 0"),
+    (lambda d: edit(d, episodes=[ENTRY | {"frames": [0, "1"]}]), "'frames' of episode 0"),
+    (lambda d: edit(d, episodes=[ENTRY | {"file": "../x.npz"}]), "'file' of episode 0"),
+    (lambda d: edit(d, episodes=[ENTRY | {"prompts": [1]}]), "'prompts' of episode 0"),
     (lambda d: edit(d, cameras=["front"]), "cameras among"),
+    (lambda d: edit(d, cameras=[["front"]]), "cameras among"),
+    (lambda d: (d / INDEX).write_text("[" * 100_000), "readable JSON"),
+    (lambda d: np.savez(d / "episodes_00000.npz", **dict.fromkeys(ARRAYS, np.zeros(()))), "single value"),
+    (lambda d: np.save((d / "episodes_00000.npz").open("wb"), np.zeros(3)), "episodes_00000.npz"),
     (lambda d: (d / "episodes_00000.npz").unlink(), "episodes_00000.npz"),
     (lambda d: (d / "episodes_00000.npz").write_bytes(b"PK\x03\x04half"), "episodes_00000.npz"),
     (lambda d: np.savez(d / "episodes_00000.npz", images=np.zeros(3)), "frame_steps"),
