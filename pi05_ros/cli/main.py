@@ -17,7 +17,7 @@ from pi05_ros import __version__
 from pi05_ros.cli.report import Report, console
 from pi05_ros.errors import BackendError, ConfigError, Pi05Error
 
-VERBS = ("benchmark", "conformance", "demo", "infer", "inspect", "train")
+VERBS = ("benchmark", "conformance", "demo", "infer", "inspect", "record", "replay", "train")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
