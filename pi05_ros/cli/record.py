@@ -1,5 +1,5 @@
-"""Records what goes into the policy node and comes out of it as a rosbag2 directory (mcap), which `ros2 bag`, Foxglove
-and `pi05 replay` open. SIGINT or SIGTERM ends it; after a kill all but the last second can be read.
+"""Records what goes into the policy node and comes out of it as a rosbag2 directory (mcap), for `pi05 replay`,
+`ros2 bag` and Foxglove. SIGINT or SIGTERM ends it; after a kill all but the last second can be read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes the chunks of a recorded run again, from the recorded inputs and with the recorded noise, and compares. The
-same model on the same machine gives the same bits, and that is the gate; with another backend, precision, number of
-steps or checkpoint give the error that may be with --tolerance.
+same model on the same machine gives the same bits, and that is the gate. With another backend, precision, checkpoint or
+number of steps they differ, and the gate is --tolerance, if given. A chunk whose inputs the bag lacks always fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", metavar="VALUE", help=f"the node's parameter {name}")
     group.add_argument("--steps", type=positive, metavar="N", help="denoising steps")
     parser.add_argument("--tolerance", type=float, metavar="X",
-                        help="largest error of an action that is no failure, the robot's units (default: same bits)")
+                        help="largest error of an action that is no failure, the robot's units (default: the same "
+                             "bits where nothing was changed)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
 
 
@@ -70,5 +71,8 @@ def run(args: argparse.Namespace) -> Report:
         except OSError as error:
             raise ConfigError("--html", expected="a file that can be written", received=str(error),
                               way_out="Choose another.") from error
-    within = comparison.identical.all() if args.tolerance is None else comparison.largest <= args.tolerance
+    if args.tolerance is not None:
+        within = comparison.largest <= args.tolerance
+    else:
+        within = bool(changed) or comparison.identical.all()
     return Report(ok=bool(within) and not comparison.missing and not found.unreadable, data=data)

@@ -62,7 +62,8 @@ def test_a_recorded_demo_is_replayed_bit_for_bit(recording, capsys):
 
 def test_other_steps_differ_and_the_page_shows_where(recording, capsys, tmp_path):
     bag = recording[0]
-    assert main(["replay", str(bag), "--steps", "3", "--html", str(tmp_path / "page.html")]) == 1
+    assert main(["replay", str(bag), "--steps", "3", "--tolerance", "1e-9", "--html",
+                 str(tmp_path / "page.html")]) == 1
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["identical"] == 0 and report["largest_error"] > 0 and not report["ok"]
     assert report["changed"] == {"steps": 3} and len(report["rms_by_action"]) == 50
