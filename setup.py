@@ -60,6 +60,7 @@ setup(
             "ros-trajectory-msgs==5.3.6",
         ],
         "sim": ["mujoco>=3.1"],
+        "bag": ["mcap>=1.6", "rosbags>=0.10.6", "zstandard>=0.22"],
         # PyTorch's CUDA build brings the first two; the last: temperature in /diagnostics
         "cuda": [f"triton>=3.2{X86_LINUX}", f"cuda-bindings>=12.9{X86_LINUX}", "nvidia-ml-py>=12.535"],
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
@@ -68,6 +69,7 @@ setup(
         "quantize": ["nvidia-modelopt>=0.47", "requests", "huggingface_hub"],  # ModelOpt uses both undeclared
         "test": [
             "hypothesis>=6.98",
+            "mcap-ros2-support>=0.6",
             "mujoco>=3.1",
             "psutil>=5.9",
             "pytest>=7.4",

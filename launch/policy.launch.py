@@ -8,7 +8,7 @@ Topics are the node's private names; connect a robot by remapping with the *_top
 from pathlib import Path
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
@@ -42,6 +42,8 @@ OTHERS = {
     "autostart": ("true", "Configure and activate at once.", ("true", "false")),
     "use_sim_time": ("false", "Take the time from /clock.", ("true", "false")),
     "use_respawn": ("false", "Start the node again if it dies (it comes back unconfigured).", ("true", "false")),
+    "record": ("false", "Record the run with `pi05 record`, into a bag in the working directory.", ("true", "false")),
+    "bag": ("", "With record: the directory to make. Empty: a name with the date.", None),
     "log_level": ("info", "Log level of the node.", ("debug", "info", "warn", "error", "fatal")),
 }
 
@@ -74,12 +76,20 @@ def start(context) -> list:
         output="screen",
         emulate_tty=True,
     )
+    recorder = [recording(given)] if given("record") == "true" else []
     if given("autostart") != "true":
-        return [node]
+        return [*recorder, node]
     activate = RegisterEventHandler(OnStateTransition(
         target_lifecycle_node=node, start_state="configuring", goal_state="inactive",
         entities=[change(node, Transition.TRANSITION_ACTIVATE)]))
-    return [node, activate, change(node, Transition.TRANSITION_CONFIGURE)]
+    return [*recorder, node, activate, change(node, Transition.TRANSITION_CONFIGURE)]
+
+
+def recording(given) -> ExecuteProcess:
+    """It finds the node's topics, also remapped ones, by asking ROS."""
+    name = f"{given('namespace').rstrip('/')}/pi05_policy"
+    return ExecuteProcess(cmd=["ros2", "run", "pi05_ros", "pi05", "record", *filter(None, [given("bag")]), "--node",
+                               name if name.startswith("/") else f"/{name}"], output="screen", sigterm_timeout="30")
 
 
 def change(node: LifecycleNode, transition: int) -> EmitEvent:

@@ -38,3 +38,7 @@ class ObservationError(Pi05Error):
 
 class WorkerError(Pi05Error):
     """The worker thread failed or was used after it stopped."""
+
+
+class BagError(Pi05Error):
+    """A recording that cannot be written, read or replayed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -111,7 +112,11 @@ class JointReader:
 def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                        plan: JointTrajectoryPlan) -> DiagnosticArray:
     """What made a chunk and its trajectory, stamped like it. planned_ns, published_ns: when; measured_ns: stamp of the
-    joints it was planned from."""
+    joints it was planned from.
+
+    The chunk itself is in it, bit for bit (little-endian float32, base64): a trajectory holds only what was left of it
+    after limits and joining, and a message of its own could be lost without this one.
+    """
     chunk = delivery.chunk
     values = {
         "prompt": chunk.prompt,
@@ -129,6 +134,8 @@ def provenance_message(delivery: Delivery, planned_ns: int, published_ns: int, m
         "published_ns": published_ns,
         "planned_from_stamp_ns": measured_ns,
         "points": len(plan.times_s),
+        "actions_shape": "x".join(map(str, chunk.actions.shape)),
+        "actions_float32": b64encode(np.ascontiguousarray(chunk.actions, "<f4").tobytes()).decode(),
         **{f"input_stamp_ns.{slot}": ns for slot, ns in delivery.input_stamps_ns.items()},
         **{f"stage_ms.{stage}": f"{ms:.3f}" for stage, ms in chunk.stage_times_ms.items()},
     }

@@ -15,7 +15,7 @@ from pi05_ros.errors import BackendError
 from pi05_ros.ros.policy_node import PolicyNode
 from pi05_ros.runtime.chunking import JointLimits
 from pi05_ros.runtime.sequential import Sequential
-from pi05_ros.schema import ActionChunk, Observation
+from pi05_ros.schema import ActionChunk, Guidance, Observation
 from pi05_ros.sim.faults import Fault
 from pi05_ros.transforms.robot_file import Robot
 
@@ -55,11 +55,14 @@ class InlineWorker:
 
 
 class ScriptedPolicy:
-    """A chunk that swings every joint through its range; `trouble` is the fault of the next chunk."""
+    """A chunk that swings every joint through its range; `trouble` is the fault of the next chunk. Its own transforms."""
+
+    rtc_training_max_delay = 0
 
     def __init__(self, robot: Robot, during: Callable[[float], None]) -> None:
         self.robot, self._during = robot, during
         self.trouble: Fault | None = None
+        self.transforms = self
         limits = JointLimits(robot)
         self._middle, self._half = (limits.lower + limits.upper) / 2, (limits.upper - limits.lower) / 2
 
@@ -72,10 +75,14 @@ class ScriptedPolicy:
     def place(self, pixels: memoryview) -> memoryview:
         return pixels
 
+    def encode_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        return np.pad(actions, ((0, 0), (0, 32 - actions.shape[1]))).astype(np.float32)
+
     def sensors(self) -> Callable[[], dict[str, float]]:
         return dict
 
-    def infer(self, observation: Observation, num_steps: int, *, chunk_index: int) -> ActionChunk:
+    def infer(self, observation: Observation, num_steps: int, *, chunk_index: int,
+              guidance: Guidance | None = None) -> ActionChunk:
         trouble, self.trouble = self.trouble, None
         kind, amount = (trouble.kind, trouble.amount) if trouble else ("", 0.0)
         self._during(SLOWEST_S * amount if kind == "slow_inference" else 0.01)
@@ -89,7 +96,8 @@ class ScriptedPolicy:
         if kind == "bad_actions" and amount < 0.5:
             actions[int(amount * HORIZON), 0] = np.nan if amount < 0.25 else np.inf
         return ActionChunk(actions.astype(np.float32), np.zeros((HORIZON, 32), np.float32), observation.stamp_ns,
-                           period, observation.prompt, num_steps, 0, chunk_index, stage_times_ms={"total": 1.0})
+                           period, observation.prompt, num_steps, 0, chunk_index, stage_times_ms={"total": 1.0},
+                           guidance=guidance)
 
 
 class Wire:

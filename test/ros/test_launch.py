@@ -43,6 +43,13 @@ def test_autostart_configures_and_activates_and_can_be_left_out(launch_file):
     assert len(started(launch_file, autostart="false")) == 1
 
 
+@pytest.mark.parametrize(("namespace", "name"), [("", "/pi05_policy"), ("left", "/left/pi05_policy")])
+def test_a_recorder_comes_first_where_asked_for(launch_file, namespace, name):
+    actions = started(launch_file, record="true", bag="run_1", namespace=namespace)
+    command = ["".join(part.text for part in word) for word in actions[0].cmd]
+    assert command[2:] == ["pi05_ros", "pi05", "record", "run_1", "--node", name] and len(actions) == 4
+
+
 @pytest.mark.parametrize("steps", ["0", "51", "many"])
 def test_a_bad_number_of_steps_is_refused(launch_file, steps):
     with pytest.raises(ValueError, match="denoising_steps: expected a whole number"):

@@ -1,0 +1,1 @@
+"""Runs on disk: recorded as rosbag2 directories, replayed bit for bit, compared."""
