@@ -55,7 +55,7 @@ class InlineWorker:
 
 
 class ScriptedPolicy:
-    """A chunk that swings every joint through its range; `trouble` is the fault of the next chunk. Its own transforms."""
+    """A chunk that swings every joint through its range; `trouble` is the fault of the next one. Its own transforms."""
 
     rtc_training_max_delay = 0
 
