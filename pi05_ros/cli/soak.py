@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     import rclpy
-    from rclpy.logging import LoggingSeverity, set_logger_level
+    from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 
     from pi05_ros.sim.soak import Soak
 
     rclpy.init()
+    spoken = get_logger_level("pi05_policy")
     set_logger_level("pi05_policy", LoggingSeverity.FATAL)  # thousands of injected errors are no news
     began_s, standing = time.monotonic(), []
     try:
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> Report:
                 update(piece + 1, PIECES)
         soak.close()
     finally:
+        set_logger_level("pi05_policy", spoken)
         rclpy.try_shutdown()
     problems = [f"{what}, {found.counts[what]} times, first in {first}" for what, first in found.violations.items()]
     problems += grown(standing, args.cycles)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import rclpy
-from rclpy.logging import LoggingSeverity, set_logger_level
+from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 
 from pi05_ros.cli.main import main
 from pi05_ros.cli.soak import grown
@@ -82,7 +82,9 @@ def test_growth_is_a_problem():
     assert len(grown([flat] * 19 + [{"threads": 4, "descriptors": 10, "memory": 2 * 10**8}], 1000)) == 3
 
 
-def test_the_command_ends_with_its_json_line(capsys):
+def test_the_command_ends_with_its_json_line_and_leaves_the_logger_as_it_was(capsys):
+    level = get_logger_level("pi05_policy")
     assert main(["soak", "--cycles", "400", "--share", "0.02"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["ok"] and line["cycles"] == 400 and line["problems"] == []
+    assert get_logger_level("pi05_policy") == level
