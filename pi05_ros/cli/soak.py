@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> Report:
     import rclpy
     from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 
+    from pi05_ros.sim.accounts import span
     from pi05_ros.sim.soak import Soak
 
     rclpy.init()
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> Report:
                 found = soak.run(args.cycles * (piece + 1) // PIECES - args.cycles * piece // PIECES)
                 standing.append(_standing())
                 update(piece + 1, PIECES)
+        accounts = soak.compared()
         soak.close()
     finally:
         set_logger_level("pi05_policy", spoken)
@@ -55,10 +57,12 @@ def run(args: argparse.Namespace) -> Report:
             "trajectories": found.trajectories, "fastest": round(found.fastest, 3), "standing": standing[-1]}
     table("Soak", ("what", "value"), data.items())
     table("Injected", ("fault", "times"), sorted(found.injected.items()))
-    table("Refused, as /diagnostics counts", ("cause", "times"), sorted(found.refused.items()))
+    table("Found again in /diagnostics", ("faults", "counter", "expected", "counted"),
+          sorted((a.faults, a.counter, span(a), a.found) for a in accounts))
     for problem in problems:
         console.print(f"[bold red]failed:[/] {problem}", highlight=False)
-    return Report(ok=not problems, data={**data, "injected": dict(found.injected), "refused": dict(found.refused),
+    return Report(ok=not problems, data={**data, "injected": dict(found.injected),
+                                         "accounts": {a.counter: [a.low, a.high, a.found] for a in accounts},
                                          "problems": problems})
 
 

@@ -49,7 +49,7 @@ class Diagnostics:
             self._warn("over budget", f"{self._problem}: lower denoising_steps, or see the stage times in /diagnostics",
                        self.over_budget)
 
-    def publish(self, state: str, fault: str, shown: Mapping[str, object], counted: Counter[str] = Counter()) -> None:
+    def publish(self, state: str, fault: str, shown: Mapping[str, object], counted: Counter[str]) -> None:
         """`shown`: more values, among them `held` where there is a robot; `counted`: by the present configuration."""
         now, held = self._node.get_clock().now(), bool(shown.get("held"))
         level, text = DiagnosticStatus.OK, state

@@ -100,6 +100,7 @@ class PolicyNode(SupervisedNode):
         self._undo_configure.close()
         self._empty_outbox()
         if parts is not None:
+            parts.mailbox.clear()
             self.diagnostics.counted += parts.counts()
 
     def _open_gate(self, parts: Parts) -> None:

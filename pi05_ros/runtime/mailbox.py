@@ -51,14 +51,13 @@ class Mailbox:
         self._slots: dict[str, Stamped] = {}
         self._unread: set[str] = set()
         self._last_take_ns = 0
-        # Every frame ends in one of these, by slot: overwritten or forgotten before it was read, late, the same again, or
-        # taken in a set.
+        # Every frame ends in one of these, by slot: dropped (overwritten, forgotten, late, the same again) or taken.
         self.dropped: Counter[str] = Counter()
         self.taken: Counter[str] = Counter()
 
     def put(self, slot: str, value: Any, stamp_ns: int, now_ns: int) -> None:
-        """Replace the slot's content; an older stamp, or a camera's same one again, is counted and ignored. (Joints with
-        the same stamp again, from two publishers say, are counted; the later message holds.)
+        """Replace the slot's content; an older stamp, or a camera's same one again, is counted and ignored. Joints of
+        the same stamp, from two publishers say, are counted; the later message holds.
 
         Raises:
             ObservationError: a stamp in the future, which would keep all later inputs out.
