@@ -216,6 +216,8 @@ class Soak:
                                    np.array([p.velocities for p in message.points])[:, order])
         if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
             self._violation("not finite", str(plan))
+        if (outside := self._outside(plan.positions)) > POSITION_TOLERANCE:
+            self._violation("a command beyond a position limit", f"by {outside:.4f}")
         if plan.end_ns > self._steady_ns + 1_000_000_001 + 200_000_000:
             self._violation("commits too far ahead", f"{(plan.end_ns - self._steady_ns) * 1e-9:.3f} s")
         self._controller.execute(plan, self._steady_ns)
@@ -245,16 +247,18 @@ class Soak:
     def _judge(self, position: np.ndarray, velocity: np.ndarray) -> None:
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             self._violation("executes what is not finite", str(position))
-        outside = np.maximum(self._limits.lower - position, position - self._limits.upper).max()
-        if outside > POSITION_TOLERANCE:
-            self._violation("beyond a position limit", f"by {outside:.4f}")
         if self._steady_ns - self._jumped_ns > AFTER_JUMP_S * 1e9:
+            if (outside := self._outside(position)) > POSITION_TOLERANCE:
+                self._violation("beyond a position limit", f"by {outside:.4f}")
             share = float((np.abs(velocity) / self._limits.velocity).max())
             self.found.fastest = max(self.found.fastest, share)
             if share > SPEED_TOLERANCE:
                 self._violation("too fast", f"{share:.3f} of the limit")
         if self._steady_ns - self._ended_ns > 1.5e9 and (velocity != 0).any():
             self._violation("moves while the node is not active", str(velocity))
+
+    def _outside(self, positions: np.ndarray) -> float:
+        return float(np.maximum(self._limits.lower - positions, positions - self._limits.upper).max())
 
     def _violation(self, what: str, how: str) -> None:
         self.found.counts[what] += 1

@@ -121,11 +121,21 @@ def test_drops_the_actions_whose_time_has_passed():
 def test_a_robot_that_stood_still_drops_no_more_actions_than_it_consumed(ended, consumed):
     """The last trajectory ended so many steps after the stamp; the chunk goes on from there when it begins to act."""
     line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
-    running = None if ended is None else along(line, 10, age_s=0.1 + PERIOD * (9 - ended))
+    before = line - line[9] + line[consumed]  # it ends where the new chunk begins to act
+    running = None if ended is None else along(before, 10, age_s=0.1 + PERIOD * (9 - ended))
     plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[consumed]), NOW, CommandLimits(), running)
-    assert plan.times_s[0] == pytest.approx(0.12 + PERIOD)
-    np.testing.assert_allclose(plan.positions[0], line[consumed + 1], atol=1e-6)
-    np.testing.assert_allclose(plan.positions[:-1], line[consumed + 1:consumed + len(plan.positions)], atol=1e-6)
+    assert plan.times_s[:2] == pytest.approx(0.12 + (0.2 if ended is None else 0.0) + np.array([0, PERIOD]))
+    np.testing.assert_allclose(plan.positions[:-1], line[consumed:consumed + len(plan.positions) - 1], atol=1e-6)
+
+
+def test_a_robot_that_waited_before_its_first_motion_consumed_nothing_meanwhile():
+    """The next chunk was seen while it stood: it goes on where the first one leaves off, and not ahead of it."""
+    line = np.stack([np.arange(60) * 0.01, np.arange(60) * -0.01], axis=1)
+    first = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[0]), NOW, CommandLimits())
+    later, again = NOW + 200_000_000, replace(chunk(line), stamp_ns=NOW)
+    plan = plan_chunk(again, LIMITS, measured(line[0], later), later, CommandLimits(), first)
+    for ms in range(230, 700, 20):
+        np.testing.assert_allclose(plan.at(NOW + ms * 10**6)[0], first.at(NOW + ms * 10**6)[0], atol=2e-3)
 
 
 def test_a_chunk_that_drops_nothing_begins_with_its_first_action_where_the_running_trajectory_is_left():
@@ -142,7 +152,7 @@ def test_a_chunk_that_drops_nothing_begins_with_its_first_action_where_the_runni
 def test_keeps_the_running_trajectory_up_to_its_next_point():
     line = np.stack([np.arange(50) * 0.02, np.zeros(50)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
-    later = NOW + 205_000_000
+    later = NOW + 405_000_000
     behind = measured(running.at(later - 50_000_000)[0], later - 50_000_000)  # joint states are 50 ms old
     plan = plan_chunk(replace(chunk(line[::-1]), stamp_ns=later - 100_000_000), LIMITS, behind, later, CommandLimits(),
                       running)
@@ -190,7 +200,7 @@ def test_velocity_actions_are_integrated_from_the_measured_position():
     limits = JointLimits(robot(("velocity", "position"), "joint_velocity"))
     actions = np.stack([np.full(30, 0.5), np.full(30, 0.3)], axis=1)
     plan = plan_chunk(chunk(actions, age_s=0.1), limits, measured([0.2, 0.3]), NOW, CommandLimits())
-    expected = 0.2 + 0.5 * (plan.times_s[:-1] - 0.12)  # it begins to move 20 ms from now
+    expected = 0.2 + 0.5 * (plan.times_s[:-1] - 0.32)  # it begins to move 220 ms from now
     np.testing.assert_allclose(plan.positions[:-1, 0], expected, atol=1e-6)
     np.testing.assert_allclose(plan.positions[:-1, 1], 0.3, atol=1e-6)
 
@@ -203,7 +213,7 @@ def test_a_robot_with_end_effector_actions_is_refused_with_the_reason():
 def test_a_hold_brakes_from_the_running_trajectory():
     line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
-    later = NOW + 200_000_000
+    later = NOW + 400_000_000
     position, velocity = running.at(later)
     hold = plan_hold(running, measured(position, later), later, LIMITS, 0.2)
     np.testing.assert_allclose(hold.positions[0], position + 0.1 * velocity)
@@ -262,6 +272,31 @@ def test_a_chunk_after_a_hold_starts_where_it_ended_and_not_where_the_robot_was_
     blocked = measured([-0.5, 0.0], stopped)  # it never followed: then what was measured counts
     plan = plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, blocked, now, CommandLimits(), hold)
     assert plan.positions[0, 0] < -0.4
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.03, 0.3, 0.7])
+@pytest.mark.parametrize("told_the_truth", [True, False])
+def test_a_robot_at_rest_keeps_its_speed_limit_whether_or_not_it_is_where_it_was_measured(gap, told_the_truth):
+    """A second publisher lies about a joint; or a hand has moved it."""
+    line = np.stack([np.arange(80) * 0.02, np.zeros(80)], axis=1)
+    ended = JointTrajectoryPlan(NOW - 10**9, np.array([0.1]), np.array([[0.2, 0.0]]), np.zeros((1, 2)))
+    said = np.array([0.2 - gap, 0.0])
+    controller = JointIntegrator(said if told_the_truth else [0.2, 0.0])
+    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=NOW), LIMITS, measured(said), NOW,
+                                  CommandLimits(), ended), NOW)
+    speeds = [np.abs(controller.at(NOW + us * 1000)[1]) for us in range(0, 1_000_000, 500)]
+    assert (np.array(speeds) <= LIMITS.velocity).all() and np.max(speeds) > 0.5
+
+
+@pytest.mark.parametrize(("ended", "seen", "said"), [
+    (JointTrajectoryPlan(NOW - 10**9, np.array([0.1]), np.array([[0.9, 0.0]]), np.zeros((1, 2))), [-0.9, 0.0],
+     "'j0': expected at or near 0.900.*received -0.900.*reset"),
+    (None, [0.0, 4.0], "'j1': expected at or near 2.000.*its limit is.*received 4.000"),
+])
+def test_a_robot_at_rest_far_from_where_it_should_be_is_not_driven(ended, seen, said):
+    with pytest.raises(ObservationError, match=said) as error:
+        plan_chunk(chunk(np.zeros((50, 2))), LIMITS, measured(seen), NOW, CommandLimits(), ended)
+    assert error.value.cause == "robot displaced"
 
 
 def test_a_hold_near_a_limit_ends_inside_it():
