@@ -6,37 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_joints import LIMITS, NOW, PERIOD, along, chunk, measured, robot
 
 from pi05_ros.errors import ConfigError, ObservationError
-from pi05_ros.runtime.chunking import CommandLimits, JointLimits, JointMeasurement, plan_chunk, plan_hold
+from pi05_ros.runtime.chunking import CommandLimits, JointLimits, plan_chunk, plan_hold
 from pi05_ros.runtime.ensembling import TemporalEnsemble
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
-from pi05_ros.schema import ActionChunk
 from pi05_ros.sim.joint_integrator import JointIntegrator
-from pi05_ros.transforms.robot_file import ControllerSpec, JointSpec, Robot
-
-PERIOD = 0.02
-NOW = 1_000_000_000_000
-
-
-def robot(actions=("position", "position"), meaning="joint_position"):
-    """Two joints; the second has wider limits."""
-    joints = tuple(JointSpec(f"j{i}", -1.0, 1.0 + i, 2.0 + i, action=a) for i, a in enumerate(actions))
-    return Robot("r", meaning, 1 / PERIOD, {}, len(joints), len(joints), joints,
-                 (ControllerSpec("trajectory", tuple(j.name for j in joints)),))
-
-
-LIMITS = JointLimits(robot())
-
-
-def chunk(actions, age_s=0.1):
-    return ActionChunk(np.asarray(actions, np.float32), np.zeros((len(actions), 32), np.float32),
-                       NOW - int(age_s * 1e9), PERIOD, "p", 10, 0, 0)
-
-
-def measured(positions, at=NOW):
-    return JointMeasurement(at, np.asarray(positions, float))
-
+from pi05_ros.transforms.robot_file import Robot
 
 numbers = st.floats(-5, 5, width=32)
 LEAD_NS = 20_000_000
@@ -87,13 +64,6 @@ def test_whatever_the_model_says_the_executed_motion_keeps_every_limit(chunks, s
     assert (velocities[-1] == 0).all()
 
 
-def along(line, steps=40, age_s=0.1):
-    """A trajectory that has followed the line since its stamp, for so many steps."""
-    velocities = np.gradient(line[:steps], PERIOD, axis=0)
-    velocities[-1] = 0
-    return JointTrajectoryPlan(NOW - int(age_s * 1e9), np.arange(steps) * PERIOD, line[:steps], velocities)
-
-
 def test_a_trajectory_has_its_velocity_at_its_first_point_already():
     """A chunk that joins there went on from rest, and overtook itself by a third of the speed limit."""
     plan = JointTrajectoryPlan(NOW, np.array([0.04, 0.06, 0.1]), np.array([[0.04], [0.08], [0.1]]),
@@ -115,27 +85,6 @@ def test_drops_the_actions_whose_time_has_passed():
     plan = plan_chunk(chunk(np.zeros((30, 2)), age_s=0.2), LIMITS, measured([0, 0]), NOW, CommandLimits(lead_s=0.005),
                       along(np.zeros((40, 2)), age_s=0.2))
     assert plan.times_s[0] == pytest.approx(0.22)
-
-
-@pytest.mark.parametrize(("ended", "consumed"), [(None, 0), (0, 0), (2, 2), (5, 5)])
-def test_a_robot_that_stood_still_drops_no_more_actions_than_it_consumed(ended, consumed):
-    """The last trajectory ended so many steps after the stamp; the chunk goes on from there when it begins to act."""
-    line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
-    before = line - line[9] + line[consumed]  # it ends where the new chunk begins to act
-    running = None if ended is None else along(before, 10, age_s=0.1 + PERIOD * (9 - ended))
-    plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[consumed]), NOW, CommandLimits(), running)
-    assert plan.times_s[:2] == pytest.approx(0.12 + (0.2 if ended is None else 0.0) + np.array([0, PERIOD]))
-    np.testing.assert_allclose(plan.positions[:-1], line[consumed:consumed + len(plan.positions) - 1], atol=1e-6)
-
-
-def test_a_robot_that_waited_before_its_first_motion_consumed_nothing_meanwhile():
-    """The next chunk was seen while it stood: it goes on where the first one leaves off, and not ahead of it."""
-    line = np.stack([np.arange(60) * 0.01, np.arange(60) * -0.01], axis=1)
-    first = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[0]), NOW, CommandLimits())
-    later, again = NOW + 200_000_000, replace(chunk(line), stamp_ns=NOW)
-    plan = plan_chunk(again, LIMITS, measured(line[0], later), later, CommandLimits(), first)
-    for ms in range(230, 700, 20):
-        np.testing.assert_allclose(plan.at(NOW + ms * 10**6)[0], first.at(NOW + ms * 10**6)[0], atol=2e-3)
 
 
 def test_a_chunk_that_drops_nothing_begins_with_its_first_action_where_the_running_trajectory_is_left():
@@ -183,17 +132,6 @@ def test_refuses_numbers_that_are_not_finite(bad):
         plan_chunk(chunk(actions), LIMITS, measured([0, 0]), NOW, CommandLimits())
     with pytest.raises(ObservationError, match="finite"):
         plan_chunk(chunk(np.zeros((10, 2))), LIMITS, measured([0, bad]), NOW, CommandLimits())
-
-
-def test_starts_from_where_the_robot_is_and_not_from_where_the_model_wants_it():
-    plan = plan_chunk(chunk(np.ones((40, 2))), LIMITS, measured([-1.0, 0.0]), NOW, CommandLimits())
-    first_span = plan.times_s[0] - 0.1  # from now on
-    assert plan.positions[0, 0] - -1.0 <= LIMITS.velocity[0] * first_span
-
-
-def test_leads_a_robot_back_that_stands_outside_its_limits():
-    plan = plan_chunk(chunk(np.zeros((40, 2))), LIMITS, measured([1.3, 0.0]), NOW, CommandLimits())
-    assert (np.diff(plan.positions[:, 0], prepend=1.3) <= 1e-12).all() and plan.positions[-1, 0] < 1.0
 
 
 def test_velocity_actions_are_integrated_from_the_measured_position():
@@ -257,46 +195,6 @@ def test_a_chunk_that_follows_a_hold_at_once_joins_the_braking():
     controller.execute(plan_chunk(replace(chunk(line), stamp_ns=now), LIMITS, seen, now, CommandLimits(), hold), now)
     speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 300_000, 500)]
     assert (np.array(speeds) <= LIMITS.velocity).all()
-
-
-def test_a_chunk_after_a_hold_starts_where_it_ended_and_not_where_the_robot_was_measured_before():
-    line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
-    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
-    stopped = NOW + 200_000_000
-    hold = plan_hold(running, None, stopped, LIMITS, 0.2)
-    old = measured(running.at(stopped)[0], stopped)
-    controller, now = JointIntegrator(hold.positions[-1]), stopped + 260_000_000
-    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, old, now, CommandLimits(), hold), now)
-    speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 300_000, 500)]
-    assert (np.array(speeds) <= LIMITS.velocity).all()
-    blocked = measured([-0.5, 0.0], stopped)  # it never followed: then what was measured counts
-    plan = plan_chunk(replace(chunk(line), stamp_ns=stopped), LIMITS, blocked, now, CommandLimits(), hold)
-    assert plan.positions[0, 0] < -0.4
-
-
-@pytest.mark.parametrize("gap", [0.0, 0.03, 0.3, 0.7])
-@pytest.mark.parametrize("told_the_truth", [True, False])
-def test_a_robot_at_rest_keeps_its_speed_limit_whether_or_not_it_is_where_it_was_measured(gap, told_the_truth):
-    """A second publisher lies about a joint; or a hand has moved it."""
-    line = np.stack([np.arange(80) * 0.02, np.zeros(80)], axis=1)
-    ended = JointTrajectoryPlan(NOW - 10**9, np.array([0.1]), np.array([[0.2, 0.0]]), np.zeros((1, 2)))
-    said = np.array([0.2 - gap, 0.0])
-    controller = JointIntegrator(said if told_the_truth else [0.2, 0.0])
-    controller.execute(plan_chunk(replace(chunk(line), stamp_ns=NOW), LIMITS, measured(said), NOW,
-                                  CommandLimits(), ended), NOW)
-    speeds = [np.abs(controller.at(NOW + us * 1000)[1]) for us in range(0, 1_000_000, 500)]
-    assert (np.array(speeds) <= LIMITS.velocity).all() and np.max(speeds) > 0.5
-
-
-@pytest.mark.parametrize(("ended", "seen", "said"), [
-    (JointTrajectoryPlan(NOW - 10**9, np.array([0.1]), np.array([[0.9, 0.0]]), np.zeros((1, 2))), [-0.9, 0.0],
-     "'j0': expected at or near 0.900.*received -0.900.*reset"),
-    (None, [0.0, 4.0], "'j1': expected at or near 2.000.*its limit is.*received 4.000"),
-])
-def test_a_robot_at_rest_far_from_where_it_should_be_is_not_driven(ended, seen, said):
-    with pytest.raises(ObservationError, match=said) as error:
-        plan_chunk(chunk(np.zeros((50, 2))), LIMITS, measured(seen), NOW, CommandLimits(), ended)
-    assert error.value.cause == "robot displaced"
 
 
 def test_a_hold_near_a_limit_ends_inside_it():
