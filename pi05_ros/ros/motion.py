@@ -30,6 +30,12 @@ class Motion:
         self._at_rest = True  # what was commanded last is a hold, or nothing
         self.deadline_misses = 0  # trajectories that came after the robot had begun to brake for want of them
 
+    def begin(self) -> None:
+        """A new activation, or a reset: a trajectory that has ended no longer says where the robot is."""
+        self.held = False
+        if self._commands.last is not None and self._commands.last.end_ns <= self._now_ns():
+            self._commands.last = None
+
     def publish(self, delivery: Delivery) -> int:
         """A chunk as the trajectory to execute from now on; gives when it was published, ns.
 
@@ -42,6 +48,9 @@ class Motion:
             self._joining.interrupted()
             raise
         self._joining.published(delivery.chunk, published_ns)
+        last = self._commands.last
+        if last is not None and last.rests_until_ns > published_ns:
+            self._joining.interrupted()  # its actions begin later than its times say: no guide for the next
         return published_ns
 
     def _execute(self, delivery: Delivery) -> int:

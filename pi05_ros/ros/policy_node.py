@@ -104,8 +104,9 @@ class PolicyNode(SupervisedNode):
             self.diagnostics.counted += parts.counts()
 
     def _open_gate(self, parts: Parts) -> None:
-        self._epoch, parts.motion.held, self._useful_ns = next(self._epochs), False, self._now_ns()
+        self._epoch, self._useful_ns = next(self._epochs), self._now_ns()
         self.diagnostics.counted["activations"] += 1
+        parts.motion.begin()
         parts.loop.open(self._epoch)
         parts.worker.wake()
 

@@ -48,6 +48,7 @@ class JointLimits:
             raise ConfigError(f"robot '{robot.name}'", expected="joint_position or joint_velocity actions",
                               received="end_effector actions, which need inverse kinematics",
                               way_out="The node cannot drive it; use Policy.infer and your own controller.")
+        self.names = [j.name for j in robot.joints]
         self.lower = np.array([j.lower for j in robot.joints])
         self.upper = np.array([j.upper for j in robot.joints])
         self.velocity = np.array([j.max_velocity for j in robot.joints])
@@ -63,12 +64,12 @@ class JointLimits:
 @dataclass(frozen=True)
 class Start:
     """How a new trajectory begins: K points of the running one, which it keeps, the last of them the join; or one
-    point at rest, `kept` False, where the robot was measured. Times [K] after the chunk's stamp."""
+    point at rest. Times [K] after the chunk's stamp. rests_until_ns: as in the trajectory."""
 
     times_s: np.ndarray
     positions: np.ndarray
     velocities: np.ndarray
-    kept: bool
+    rests_until_ns: int
 
 
 def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, now_ns: int,
@@ -77,25 +78,28 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     """The trajectory to publish at `now_ns` for a chunk.
 
     Action k is meant for stamp + k * period (a velocity action acts from there to the next). Actions whose time has
-    passed are dropped, those beyond the commitment too. But while the robot stood still it consumed none: then the
+    passed are dropped, those beyond the commitment too. But while the robot stood still it consumed none: the
     chunk is later by that, and without `drop_elapsed` it always begins with its first action. The `running`
-    trajectory is kept for `lead_s` and left at its next point with its velocity; without one the robot starts from
-    rest where it was measured, or where a trajectory ended since. From there every step stays within position and
-    velocity limits, and a braking point brings all joints to rest.
+    trajectory is kept for `lead_s` and left at its next point with its velocity; after it the robot starts from rest
+    where it ended, without one where it was measured, inside its limits. From there every step stays within position
+    and velocity limits, and a braking point brings all joints to rest.
 
     Raises:
-        ObservationError: all actions lie in the past; actions or the measurement are not finite.
+        ObservationError: all actions lie in the past; actions or the measurement are not finite; a robot at rest far
+            from where its trajectory ended.
     """
     if not (np.isfinite(chunk.actions).all() and np.isfinite(measured.positions).all()):
         raise ObservationError("command", expected="finite actions and joint positions", received="NaN or infinity",
                                way_out="Check the joint states and the checkpoint.", cause=NON_FINITE)
     period, age = chunk.control_period_s, (now_ns - chunk.stamp_ns) * 1e-9
-    times, shift_s = _action_times(chunk, limits), 0.0
-    consumed_s = _consumed_s(chunk, now_ns, command, running) if drop_elapsed else 0.0
-    if consumed_s is not None:
-        shift_s = age + command.lead_s - consumed_s
-    start = _start(chunk, times + shift_s, limits, measured, now_ns, command, running)
-    if consumed_s is not None:
+    times, begun_ns = _action_times(chunk, limits), max(running.rests_until_ns if running else 0, chunk.stamp_ns)
+    goes_on = running is not None and running.end_ns > now_ns + int(command.lead_s * 1e9)
+    if drop_elapsed and goes_on:
+        shift_s = (begun_ns - chunk.stamp_ns) * 1e-9
+        start = _start(chunk, times + shift_s, limits, measured, now_ns, command, running)
+    else:
+        consumed_s = max(0.0, (running.end_ns - begun_ns) * 1e-9) if drop_elapsed and running is not None else 0.0
+        start = _start(chunk, times + age + command.lead_s - consumed_s, limits, measured, now_ns, command, running)
         shift_s = start.times_s[-1] - consumed_s
     wanted, late = _wanted_positions(chunk, limits, measured, shift_s), times[-1] < age
     times = times + shift_s
@@ -113,23 +117,19 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     end, end_velocity = brake(positions[-1], slopes[-1], limits, command.stop_time_s)
     velocities = np.concatenate([monotone_velocities(slopes), end_velocity[None], np.zeros_like(end)[None]])
     times, positions = np.append(times, times[-1] + command.stop_time_s), np.concatenate([positions, end[None]])
-    if start.kept:
-        times, positions = np.append(start.times_s, times), np.concatenate([start.positions, positions])
-        velocities = np.concatenate([start.velocities, velocities])
-    return JointTrajectoryPlan(chunk.stamp_ns, times, positions, velocities)
+    return JointTrajectoryPlan(chunk.stamp_ns, np.append(start.times_s, times),
+                               np.concatenate([start.positions, positions]),
+                               np.concatenate([start.velocities, velocities]), rests_until_ns=start.rests_until_ns)
 
 
 def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured: JointMeasurement, now_ns: int,
            command: CommandLimits, running: JointTrajectoryPlan | None) -> Start:
     soonest = now_ns + int(command.lead_s * 1e9)
     if running is None or running.end_ns <= soonest:
-        rest = measured.positions[None]
-        if running is not None and measured.stamp_ns < running.end_ns:  # still moving then, by now at its end
-            lost = _lost(running, measured, limits, command.stop_time_s)
-            rest = np.where(lost, rest, running.positions[-1:])
-        return Start(np.array([(soonest - chunk.stamp_ns) * 1e-9]), rest, np.zeros_like(rest), False)
+        return _from_rest(chunk, limits, measured, soonest, command, running)
     # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
     join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))
+    join_ns = max(join_ns, running.rests_until_ns)
     later = [t for t in running.points_ns() if t > join_ns]
     while later and not _can_leave(running, join_ns, chunk, times, limits):
         join_ns = later.pop(0)
@@ -137,7 +137,28 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     positions, velocities = (np.array(part) for part in zip(*map(running.at, times_ns), strict=True))
     lost = _lost(running, measured, limits, command.stop_time_s)
     return Start((np.array(times_ns) - chunk.stamp_ns) * 1e-9, np.where(lost, measured.positions, positions),
-                 np.where(lost, 0.0, velocities), True)
+                 np.where(lost, 0.0, velocities), running.rests_until_ns)
+
+
+def _from_rest(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, soonest_ns: int,
+               command: CommandLimits, running: JointTrajectoryPlan | None) -> Start:
+    """At the end of the trajectory that ran, or where a joint was measured that it lost. Of two that disagree either
+    may be wrong (a joint moved by hand, a driver that lies), so the way between them gets the time it needs; where
+    only the measurement is known, `stop_time_s`."""
+    expected = rest = there = np.clip(measured.positions, limits.lower, limits.upper)
+    wait_s = command.stop_time_s
+    if running is not None:
+        expected, wait_s = running.at(measured.stamp_ns)[0], 0.0
+        rest = np.where(_lost(running, measured, limits, command.stop_time_s), there, running.positions[-1])
+    apart_s = np.abs(measured.positions - expected) / (SLOPE_SHARE * limits.velocity)
+    if (wait_s := max(wait_s, apart_s.max())) > command.max_committed_s - command.stop_time_s:
+        joint = int(apart_s.argmax())
+        raise ObservationError(f"joint '{limits.names[joint]}'", received=f"{measured.positions[joint]:.3f}",
+                               expected=f"at or near {expected[joint]:.3f}, where its last trajectory ended or its "
+                               "limit is", cause="robot displaced",
+                               way_out="Check the joint states and limits; ~/reset starts from where the robot is.")
+    start_ns = soonest_ns + int(wait_s * 1e9)
+    return Start(np.array([(start_ns - chunk.stamp_ns) * 1e-9]), rest[None], np.zeros((1, len(rest))), start_ns)
 
 
 def _can_leave(running: JointTrajectoryPlan, join_ns: int, chunk: ActionChunk, times: np.ndarray,
@@ -205,17 +226,6 @@ def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spa
     for k in range(len(wanted)):
         position = np.minimum(np.maximum(wanted[k], position + down[k]), position + up[k], out=out[k])
     return out
-
-
-def _consumed_s(chunk: ActionChunk, now_ns: int, command: CommandLimits,
-                running: JointTrajectoryPlan | None) -> float | None:
-    """Seconds of the chunk, from its stamp, that passed while a trajectory still ran; None if it still runs when this
-    chunk begins to act, so that all that passed was consumed."""
-    if running is None:
-        return 0.0
-    if running.end_ns > now_ns + int(command.lead_s * 1e9):
-        return None
-    return max(0.0, (running.end_ns - chunk.stamp_ns) * 1e-9)
 
 
 def _action_times(chunk: ActionChunk, limits: JointLimits) -> np.ndarray:

@@ -18,6 +18,7 @@ class JointTrajectoryPlan:
         positions, velocities: float64 [K, J], rad or m, and per second; the last velocities are zero.
         origin: position and velocity [J] at the stamp, from where the controller moves to the first point; it is not
             sent, as the controller is there already. None: at rest at the first point.
+        rests_until_ns: a robot that stood still begins to move then.
     """
 
     stamp_ns: int
@@ -25,6 +26,7 @@ class JointTrajectoryPlan:
     positions: np.ndarray
     velocities: np.ndarray
     origin: tuple[np.ndarray, np.ndarray] | None = None
+    rests_until_ns: int = 0
 
     @property
     def end_ns(self) -> int:

@@ -68,6 +68,8 @@ class Judge:
                                    np.array([p.velocities for p in message.points])[:, order])
         if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
             self.violation("not finite", str(plan))
+        if (outside := self._outside(plan.positions)) > POSITION_TOLERANCE:
+            self.violation("a command beyond a position limit", f"by {outside:.4f}")
         if (plan.velocities[-1] != 0).any():
             self.violation("does not end at rest", str(plan.velocities[-1]))
         if plan.end_ns > now_ns + MOST_AHEAD_S * 1e9 + 1:
@@ -82,16 +84,18 @@ class Judge:
         """Position and velocity [J] that are executed."""
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             self.violation("executes what is not finite", str(position))
-        outside = np.maximum(self.limits.lower - position, position - self.limits.upper).max()
-        if outside > POSITION_TOLERANCE:
-            self.violation("beyond a position limit", f"by {outside:.4f}")
         if self.settled(now_ns):
+            if (outside := self._outside(position)) > POSITION_TOLERANCE:
+                self.violation("beyond a position limit", f"by {outside:.4f}")
             share = float((np.abs(velocity) / self.limits.velocity).max())
             self.found.fastest = max(self.found.fastest, share)
             if share > SPEED_TOLERANCE:
                 self.violation("too fast", f"{share:.3f} of the limit")
         if now_ns - self._ended_ns > AT_REST_S * 1e9 and (velocity != 0).any():
             self.violation("moves while the node is not active", str(velocity))
+
+    def _outside(self, positions: np.ndarray) -> float:
+        return float(np.maximum(self.limits.lower - positions, positions - self.limits.upper).max())
 
     def violation(self, what: str, how: str) -> None:
         self.found.counts[what] += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rclpy.parameter import Parameter
 from robot_stand_in import provenance_of
@@ -52,6 +54,8 @@ def test_a_robot_that_was_held_begins_with_the_first_actions_of_an_old_observati
     robot.next_trajectory()
     if held:
         motion.hold("test")
+    else:
+        active.parts.commands.last = replace(active.parts.commands.last, rests_until_ns=0)  # it moves already
     chunk = policy.infer(Observation({}, robot.positions, "p", robot.now_ns() - 300_000_000), 10, chunk_index=9)
     motion.publish(Delivery(chunk, 1, {}, 0, 0))
     plan = active.parts.commands.last
