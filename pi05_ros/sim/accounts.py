@@ -15,7 +15,7 @@ from pi05_ros.runtime.mailbox import Mailbox
 NO_SET = {"missing joint", "joint count", "non-finite joint", "implausible joint", "wire format", "future stamp",
           "pinned memory", "parameter", "worker stuck", "WorkerError"}
 FATES = ("", " repeated", " out of order", " forgotten", " fallen silent")  # of a frame that is not taken
-DAMAGED = ("refused.encoding", "refused.image size")
+CAUSES = {"encoding": "refused.encoding", "size": "refused.image size"}  # of a damaged picture, where it is decoded
 Counts = Mapping[str, int]
 
 

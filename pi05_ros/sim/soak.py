@@ -6,7 +6,6 @@ a simulated joint_trajectory_controller, and a judge looks at what that executes
 
 from __future__ import annotations
 
-import struct
 from base64 import b64decode
 from collections import Counter, deque
 from collections.abc import Callable
@@ -17,31 +16,24 @@ from typing import Any
 import numpy as np
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import Image, JointState
+from rclpy.serialization import deserialize_message
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_ros.ros.conversions import to_time
 from pi05_ros.ros.subscriptions import TOPICS
-from pi05_ros.sim.accounts import Account, Accounts, broken, counts_of
+from pi05_ros.sim.accounts import CAUSES, Account, Accounts, broken, counts_of
 from pi05_ros.sim.faults import KINDS, Fault, FaultPlan, Kind
+from pi05_ros.sim.faulty_inputs import BESIDE, PROMPTS, SETTINGS, joint_damage, joints, picture, picture_damage
 from pi05_ros.sim.judge import Findings, Judge
 from pi05_ros.sim.soaked_node import SLOWEST_S, ScriptedPolicy, SoakedNode
 from pi05_ros.transforms.robot_loader import load_robot
 
 START_NS = 1_000_000_000_000
 SAMPLES = 4  # of the motion, a cycle
-BESIDE = 0.005  # of its range: how far a joint is from where a second publisher says it is
 BUDGET_S = 0.1  # latency_budget_s
 LONG_SILENCE_S, LATEST_S = 1.9, 0.65  # that surely stops the node; by which a message of before it may be late
 LARGE_STEP_S = 0.9  # back, which the node surely sees
-PROMPTS = ("pick up the block", "", "\0", "\U0001f916" * 50, "\u6f22 \u202e\u0301", "x" * 100_000, "\n\n", " " * 1000)
-SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("denoising_steps", (1, 10, 20)), ("execution_horizon", (0, 5, 20)), ("max_rate_hz", (0.0, 7.0, 30.0)),
-    ("max_input_age_s", (0.2, 0.5)), ("input_timeout_s", (0.3, 1.0)), ("stop_time_s", (0.1, 0.2)),
-    ("on_fault", ("hold", "stop_publishing", "x")), ("max_committed_s", (0.8, 1.0, -1.0)), ("seed", (3,)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,6 @@ class Soak:
     def __init__(self, robot: str = "arm6", seed: int = 0, share: float = 0.1,
                  kinds: tuple[Kind, ...] = KINDS) -> None:
         self._robot = load_robot(robot)
-        self._names = [joint.name for joint in self._robot.joints]
         slots = (*(camera for camera in TOPICS if camera in self._robot.cameras), "state")
         self._plan = FaultPlan(seed, slots, share, kinds).cycles()
         self._rng = np.random.default_rng(seed + 1)
@@ -76,7 +67,6 @@ class Soak:
         self._silent_until_ns: Counter[str] = Counter()
         self._late: list[tuple[int, Callable[[], None]]] = []
         self._meanwhile: list[Callable[[], object]] = []
-        self._images = {kind: _image(kind) for kind in ("", "encoding", "size")}
         self.policy: ScriptedPolicy | None = None
         self.node = SoakedNode(self._take, self._now_ns, load_policy=self._make_policy)
         self.node.set_parameters([Parameter("robot", value=robot), Parameter("latency_budget_s", value=BUDGET_S)])
@@ -221,29 +211,21 @@ class Soak:
                 (self._joints({}, BESIDE) if slot == "state" else self._picture(slot, {}))()
 
     def _picture(self, slot: str, kinds: dict) -> Callable[[], None]:
-        cdr = bytearray(self._images["encoding" if "encoding" in kinds else "size" if "size" in kinds else ""])
-        stamp_ns, damaged = self._now_ns(), "encoding" in kinds or "size" in kinds
-        struct.pack_into("<iI", cdr, 4, *divmod(stamp_ns, 1_000_000_000))
+        stamp_ns, damage = self._now_ns(), picture_damage(kinds)
+        cdr = picture(stamp_ns, kinds)
 
         def send() -> None:
-            if damaged and self.node.parts is not None:
-                self.accounts.may(f"refused.{'encoding' if 'encoding' in kinds else 'image size'}", "encoding, size")
+            if damage and self.node.parts is not None:
+                self.accounts.may(CAUSES[damage], "encoding, size")
                 self._damaged.append(f"{slot} {stamp_ns}")
-            self._deliver(slot, TOPICS[slot], stamp_ns, bytes(cdr))
+            self._deliver(slot, TOPICS[slot], stamp_ns, cdr)
 
         return send
 
     def _joints(self, kinds: dict, beside: float = 0.0) -> Callable[[], None]:
         limits, stamp_ns = self.judge.limits, self._now_ns()
         positions = self.judge.controller.at(self._steady_ns)[0] + beside * (limits.upper - limits.lower)
-        if "not_a_number" in kinds:
-            positions[int(kinds["not_a_number"] * len(positions))] = np.nan
-        message = JointState(name=self._names, position=positions)
-        if "missing_joint" in kinds:
-            message = JointState(name=self._names[1:], position=positions[1:])
-        message.header.stamp = to_time(stamp_ns)
-        damage = ("missing joint" if "missing_joint" in kinds else
-                  "non-finite joint" if "not_a_number" in kinds else "")
+        message, damage = joints(self._robot, positions, stamp_ns, kinds), joint_damage(kinds)
         return lambda: self._deliver("state", "joint_states", stamp_ns, message, damage)
 
     def _deliver(self, slot: str, topic: str, stamp_ns: int, message: Any, damage: str = "") -> None:
@@ -308,8 +290,3 @@ class Soak:
         for _ in range(SAMPLES):
             self._steady_ns += int(seconds * 1e9 / SAMPLES)
             self.judge.look(self._steady_ns)
-
-
-def _image(fault: str) -> bytes:
-    return serialize_message(Image(encoding="16UC1" if fault == "encoding" else "rgb8", height=2, width=2,
-                                   step=1 if fault == "size" else 6, data=bytes(12)))
