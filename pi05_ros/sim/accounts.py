@@ -29,6 +29,10 @@ class Account:
     high: float
     found: int
 
+    def __add__(self, other: Account) -> Account:
+        return Account(self.faults, self.counter, self.low + other.low, self.high + other.high,
+                       self.found + other.found)
+
     @property
     def holds(self) -> bool:
         return self.low <= self.found <= self.high
@@ -112,3 +116,22 @@ def span(account: Account) -> str:
     if account.low == account.high:
         return f"{account.low:g}"
     return f"{account.low:g} or more" if math.isinf(account.high) else f"{account.low:g} to {account.high:g}"
+
+
+def wire_accounts(counts: Counts, sent: Mapping[str, int]) -> list[Account]:
+    """Of a process of its own: no more than was sent to it (a message may be lost on the way, one that was refused may
+    stand in the next report), and what its policy says was injected there.
+
+    Args:
+        sent: messages by topic, damaged ones by the kind of damage, parameters that were refused.
+    """
+    damage = {"encoding": CAUSES["encoding"], "size": CAUSES["size"], "missing joint": "refused.missing joint",
+              "non-finite joint": "refused.non-finite joint"}
+    out = [Account("drop, silence", f"received.{topic}", 0, sent[topic], counts.get(f"received.{topic}", 0))
+           for topic in ("joint_states", "left_wrist_image", "right_wrist_image")]
+    out += [Account("damage", key, 0, sent[kind], counts.get(key, 0)) for kind, key in damage.items()]
+    for key in ("inference failed", "CUDA out of memory"):
+        made = counts.get(f"injected.refused.{key}")
+        if made is not None:  # the policy is there; its last failure may be on the way to the node's thread
+            out.append(Account("worker_exception", f"refused.{key}", made - 1, made, counts.get(f"refused.{key}", 0)))
+    return out

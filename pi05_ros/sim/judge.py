@@ -29,7 +29,7 @@ class Findings:
     counts: Counter[str] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
     trajectories: int = 0
-    fastest: float = 0.0  # share of a joint's speed limit
+    fastest: float = 0.0  # share of a joint's speed limit, where it was kept
 
 
 class Judge:
@@ -37,10 +37,11 @@ class Judge:
 
     Args:
         when: says where in the run a violation was.
+        at_rest_s: after the node could last command, the robot rests.
     """
 
-    def __init__(self, robot: Robot, now_ns: int, when: Callable[[], str]) -> None:
-        self.found, self._when = Findings(), when
+    def __init__(self, robot: Robot, now_ns: int, when: Callable[[], str], at_rest_s: float = AT_REST_S) -> None:
+        self.found, self._when, self._at_rest_s = Findings(), when, at_rest_s
         self.limits = JointLimits(robot)
         self._names = [joint.name for joint in robot.joints]
         self.controller = JointIntegrator((self.limits.lower + self.limits.upper) / 2)
@@ -86,16 +87,21 @@ class Judge:
             self.violation("executes what is not finite", str(position))
         if self.settled(now_ns):
             if (outside := self._outside(position)) > POSITION_TOLERANCE:
-                self.violation("beyond a position limit", f"by {outside:.4f}")
+                self.exceeds("beyond a position limit", f"by {outside:.4f}", now_ns)
             share = float((np.abs(velocity) / self.limits.velocity).max())
-            self.found.fastest = max(self.found.fastest, share)
             if share > SPEED_TOLERANCE:
-                self.violation("too fast", f"{share:.3f} of the limit")
-        if now_ns - self._ended_ns > AT_REST_S * 1e9 and (velocity != 0).any():
+                self.exceeds("too fast", f"{share:.3f} of the limit", now_ns)
+            else:
+                self.found.fastest = max(self.found.fastest, share)
+        if now_ns - self._ended_ns > self._at_rest_s * 1e9 and (velocity != 0).any():
             self.violation("moves while the node is not active", str(velocity))
 
     def _outside(self, positions: np.ndarray) -> float:
         return float(np.maximum(self.limits.lower - positions, positions - self.limits.upper).max())
+
+    def exceeds(self, what: str, how: str, now_ns: int) -> None:
+        """A limit, in what is executed."""
+        self.violation(what, how)
 
     def violation(self, what: str, how: str) -> None:
         self.found.counts[what] += 1
