@@ -69,7 +69,7 @@ class Judge:
                                    np.array([p.velocities for p in message.points])[:, order])
         if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
             self.violation("not finite", str(plan))
-        if (outside := self._outside(plan.positions)) > POSITION_TOLERANCE:
+        if (outside := self.outside(plan.positions)) > self.allowed_outside(now_ns):
             self.violation("a command beyond a position limit", f"by {outside:.4f}")
         if (plan.velocities[-1] != 0).any():
             self.violation("does not end at rest", str(plan.velocities[-1]))
@@ -86,7 +86,7 @@ class Judge:
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             self.violation("executes what is not finite", str(position))
         if self.settled(now_ns):
-            if (outside := self._outside(position)) > POSITION_TOLERANCE:
+            if (outside := self.outside(position)) > POSITION_TOLERANCE:
                 self.exceeds("beyond a position limit", f"by {outside:.4f}", now_ns)
             share = float((np.abs(velocity) / self.limits.velocity).max())
             if share > SPEED_TOLERANCE:
@@ -96,7 +96,11 @@ class Judge:
         if now_ns - self._ended_ns > self._at_rest_s * 1e9 and (velocity != 0).any():
             self.violation("moves while the node is not active", str(velocity))
 
-    def _outside(self, positions: np.ndarray) -> float:
+    def allowed_outside(self, now_ns: int) -> float:
+        """How far beyond a position limit a command may be, rad or m."""
+        return POSITION_TOLERANCE
+
+    def outside(self, positions: np.ndarray) -> float:
         return float(np.maximum(self.limits.lower - positions, positions - self.limits.upper).max())
 
     def exceeds(self, what: str, how: str, now_ns: int) -> None:

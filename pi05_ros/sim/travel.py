@@ -8,13 +8,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
-from pi05_ros.sim.judge import Judge
+from pi05_ros.sim.judge import POSITION_TOLERANCE, Judge
 
 NEVER_NS = 2**62
 MOST_OPEN = 50
+REMEMBERED_S = 2.0  # a measurement may be 0.5 s old, and what begins there lasts 1 s
 
 
 @dataclass
@@ -41,6 +43,7 @@ class TravelJudge(Judge):
         self._open: deque[Command] = deque()  # not settled, oldest first
         self.late = self.refused = self.excused = 0
         self.longest_s = 0.0  # on the way
+        self._outside: deque[tuple[int, float]] = deque()  # when, and how far, the robot was beyond a limit of late
 
     def execute(self, message: JointTrajectory, now_ns: int, offset_ns: int = 0) -> JointTrajectoryPlan:
         refused = self.controller.refused
@@ -62,8 +65,6 @@ class TravelJudge(Judge):
         for command in self._open:
             if command.stamp_ns == stamp_ns and command.travel_ns is None:
                 command.travel_ns = command.arrived_ns - published_ns
-                if self.settled(command.arrived_ns):
-                    self.longest_s = max(self.longest_s, command.travel_ns * 1e-9)
         self._settle()
 
     def lost_track(self) -> None:
@@ -71,6 +72,17 @@ class TravelJudge(Judge):
         for command in self._open:
             command.travel_ns = command.travel_ns or 0
         self._settle()
+
+    def judge(self, position: np.ndarray, velocity: np.ndarray, now_ns: int) -> None:
+        if (outside := self.outside(position)) > POSITION_TOLERANCE:
+            self._outside.append((now_ns, outside))
+        super().judge(position, velocity, now_ns)
+
+    def allowed_outside(self, now_ns: int) -> float:
+        """As far as the robot was, after a jump of the clock or a late command: from there it is led back."""
+        while self._outside and self._outside[0][0] < now_ns - REMEMBERED_S * 1e9:
+            self._outside.popleft()
+        return max((outside for _, outside in self._outside), default=0.0) + POSITION_TOLERANCE
 
     def exceeds(self, what: str, how: str, now_ns: int) -> None:
         command = self._newest
@@ -86,7 +98,9 @@ class TravelJudge(Judge):
         while self._open and (self._open[0].travel_ns is not None or len(self._open) > MOST_OPEN):
             command = self._open.popleft()
             late = (command.travel_ns or 0) > self._lead_ns
-            self.late += late
+            if self.settled(command.arrived_ns):
+                self.late += late
+                self.longest_s = max(self.longest_s, (command.travel_ns or 0) * 1e-9)
             command.excused = late or (command.before is not None and bool(command.before.excused))
             command.before = None
             if command.excused:

@@ -142,13 +142,10 @@ class WireSoak:
                 raise WorkerError("node", expected=f"to answer within {PATIENCE_S} s", way_out="Its log says why.",
                                   received=f"status {self._node.ended()}, log: {self._node.log()[-2000:]}")
             self._wire.forget_requests(1.0)
-            self._wire.ask_state(self._learn_state)
+            self._wire.ask_state(lambda label: setattr(self, "_state", label))
             self._wire.tick(self._now_ns())
             self._spin(time.monotonic() + 1.0, lambda: bool(self._state))
         self._next_s = time.monotonic()
-
-    def _learn_state(self, label: str) -> None:
-        self._state = label
 
     def _end(self, how: str, again: bool = True) -> None:
         """The node's process, and a new one."""
@@ -291,7 +288,8 @@ class WireSoak:
             return
         self._counts = counts_of(message)
         cameras = {slot: topic for slot, topic in TOPICS.items() if slot in self._slots}
-        self._reported = [*conservation(self._counts, cameras, open_sets=3), *wire_accounts(self._counts, self._inputs.sent)]
+        self._reported = [*conservation(self._counts, cameras, open_sets=3),
+                          *wire_accounts(self._counts, self._inputs.sent)]
         for line in broken(self._reported):
             self.judge.violation("not counted", line)
 
