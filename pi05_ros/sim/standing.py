@@ -63,9 +63,9 @@ def draw(samples: Sequence[tuple[float, Standing]], starts: Mapping[float, str],
         for at, sample in samples:
             x, y = LEFT + at * scale, bottom - (bottom - top) * sample[what] / (1.1 * most)
             pen.rectangle((x, y - 1, x + 1, y), fill=COLOURS[0])
-    for tick in range(11):
-        at = end_s * tick / 10
-        pen.text((LEFT + at * scale - 8, picture.height - 26), f"{at / 60:.3g}", fill="black")
+    step = next(step for step in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if end_s / 60 / step <= 14)
+    for tick in range(int(end_s / 60 / step) + 1):
+        pen.text((LEFT + tick * step * 60 * scale - 4, picture.height - 26), f"{tick * step:g}", fill="black")
     pen.text((LEFT, picture.height - 13), "simulated minutes; upright lines: a new process, after kill -9 (orange) or "
              "SIGTERM (grey)", fill="black")
     picture.save(path, optimize=True)

@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 
 import numpy as np
 import rclpy
@@ -69,6 +68,7 @@ class WireSoak:
         self._sums: dict[str, Account] = {}  # of all processes that have ended
         self._reported: list[Account] = []  # last, by the present one
         self._state, self._asking, self._may_command = "", False, False
+        self._ending = False  # it was asked to
         self._newest_epoch, self._ended = 0, (0, 0)  # of the process; (epoch, when it had surely ended)
         self._domain = int(os.environ.get("ROS_DOMAIN_ID", 1 + os.getpid() % 100))  # no other node shall hear this
         self._context = rclpy.Context()
@@ -155,6 +155,7 @@ class WireSoak:
             self._node.kill()
         else:
             self._node.terminate()
+            self._ending = True
             end_s = time.monotonic() + PATIENCE_S
             while self._node.ended() is None and time.monotonic() < end_s:
                 self._one_cycle()
@@ -165,7 +166,7 @@ class WireSoak:
 
     def _replace(self, why: str, again: bool = True) -> None:
         """After a while in which what was commanded last must have come to rest."""
-        self._node, self._may_command = None, False
+        self._node, self._may_command, self._ending = None, False, False
         self.judge.lost_track()
         for _ in range(int(2 * COMMITTED_S / self._robot.control_period_s)):
             self._one_cycle()
@@ -189,11 +190,11 @@ class WireSoak:
             self._pass_time(self._robot.control_period_s / TICKS)
         if self._cycle % 10 == 0:
             self._keep_up()
-        if self._cycle % 50 == 0 and self._node is not None:
-            with suppress(OSError):  # it may just have ended
-                self.standing.append((self.seconds, standing(self._node.pid)))
-                if len(self.starts) == 1:
-                    self.first_life.append(self.standing[-1][1])
+        living = self._node is not None and not self._ending and self._node.ended() is None
+        if self._cycle % 50 == 0 and self._node is not None and living:
+            self.standing.append((self.seconds, standing(self._node.pid)))
+            if len(self.starts) == 1:
+                self.first_life.append(self.standing[-1][1])
 
     def _pass_time(self, seconds: float) -> None:
         for _ in range(2):
