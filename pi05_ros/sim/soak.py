@@ -173,7 +173,7 @@ class Soak:
         self._silent_until_ns[slot] += int(seconds * 1e9)
         required = slot == "state" or self._robot.cameras[slot].required
         if required and seconds > LONG_SILENCE_S:
-            self._promise(f"refused.unusable {slot}", seconds,
+            self._promise(f"refused.unusable {slot}", seconds - 0.1,
                           lambda: self._sent_ns[slot] > began_ns + LATEST_S * 1e9)
 
     def _promise(self, counter: str, within_s: float, off: Callable[[], bool]) -> None:

@@ -8,9 +8,12 @@ import rclpy
 from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 
 from pi05_ros.cli.main import main
-from pi05_ros.cli.soak import grown
-from pi05_ros.sim.faults import KINDS, FaultPlan
+from pi05_ros.ros.policy_node import PolicyNode
+from pi05_ros.runtime.mailbox import Mailbox
+from pi05_ros.sim.accounts import broken
+from pi05_ros.sim.faults import KINDS, Fault, FaultPlan
 from pi05_ros.sim.soak import Soak
+from pi05_ros.sim.standing import grown
 
 
 @pytest.fixture
@@ -74,6 +77,33 @@ def test_a_chunk_made_while_the_clock_was_set_back_joins_nothing(ros):
     soak.close()
     assert refused == {"silent at publication": 1}
     assert soak.found.trajectories == published + 1  # the hold alone
+
+
+@pytest.mark.parametrize(("where", "name", "counter"), [
+    (Mailbox, "_forget_unread", "received.base_image"), (PolicyNode, "_refuse", "taken.state"),
+    (PolicyNode, "_counted", "refused.parameter")])
+def test_a_node_that_does_not_count_is_found_out(ros, monkeypatch, where, name, counter):
+    """A fault's only trace is taken away."""
+    monkeypatch.setattr(where, name, lambda self, given, *rest: given)
+    soak = Soak(share=0.2, seed=6)
+    found = soak.run(600)
+    accounts = broken(soak.compared())
+    soak.close()
+    assert "not counted" in found.violations and any(counter in line for line in accounts)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("_check_clock", Fault("clock_jump", "", 0.01)),
+                                             ("_watch", Fault("silence", "state", 0.9))])
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_clock_set_back_and_a_long_silence_must_be_seen(ros, monkeypatch, name, fault, blind):
+    soak = Soak(share=0.0)
+    soak.run(50)
+    if blind:
+        monkeypatch.setattr(PolicyNode, name, lambda self, *rest: None)
+    soak._inject(fault)
+    found = soak.run(200)
+    soak.close()
+    assert ("not counted" in found.violations) == blind
 
 
 def test_growth_is_a_problem():
