@@ -24,6 +24,7 @@ class Diagnostics:
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._logged_s: dict[str, float] = {}
         self.refused: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()  # what the parts of earlier configurations counted, and the node itself
         self._published: deque[int] = deque(maxlen=200)  # times of publication, ns
         self.chunks = 0
         self._last: Delivery | None = None
@@ -48,8 +49,8 @@ class Diagnostics:
             self._warn("over budget", f"{self._problem}: lower denoising_steps, or see the stage times in /diagnostics",
                        self.over_budget)
 
-    def publish(self, state: str, fault: str, shown: Mapping[str, object]) -> None:
-        """`shown`: more values, among them `held` where there is a robot."""
+    def publish(self, state: str, fault: str, shown: Mapping[str, object], counted: Counter[str]) -> None:
+        """`shown`: more values, among them `held` where there is a robot; `counted`: by the present configuration."""
         now, held = self._node.get_clock().now(), bool(shown.get("held"))
         level, text = DiagnosticStatus.OK, state
         if fault:
@@ -64,6 +65,7 @@ class Diagnostics:
             "latency_s": f"{self._latency_s:.4f}",
             "over_budget": self.over_budget,
             **shown,
+            **dict(sorted((self.counted + counted).items())),
             **{f"refused.{cause}": count for cause, count in sorted(self.refused.items())},
         }
         if self._last is not None:

@@ -7,6 +7,7 @@ import gc
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 
 import rclpy
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
@@ -35,11 +36,11 @@ def spare_the_collector() -> None:
     gc.freeze()
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None, make_node: Callable[[], PolicyNode] = PolicyNode) -> int:
     """SIGINT and SIGTERM deactivate (the robot is held), clean up and exit 0; further ones are ignored meanwhile."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = PolicyNode()
+        node = make_node()
     except (InvalidParameterValueException, InvalidParameterTypeException) as error:
         print(f"pi05_policy: a parameter given at the start: expected its declared type and range, received: {error} "
               "config/policy.yaml lists them all.", file=sys.stderr)

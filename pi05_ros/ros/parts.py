@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -47,9 +48,8 @@ class Parts:
     inputs: Subscriptions
 
     def report(self, now_ns: int) -> dict[str, object]:
-        """For /diagnostics: the delay to expect, in seconds and control steps; ages of the inputs; what was dropped
-        (here) and lost (on the way); the GPU."""
-        dropped, delay_s = self.mailbox.dropped + self.loop.dropped, self.joining.delay.seconds
+        """For /diagnostics: the delay to expect, in seconds and control steps; ages of the inputs; the GPU."""
+        delay_s = self.joining.delay.seconds
         steps = None if delay_s is None else inference_delay(delay_s, self.policy.robot.control_period_s)
         return {
             "held": self.motion.held,
@@ -57,10 +57,14 @@ class Parts:
             "inference_delay_s": "unknown" if delay_s is None else f"{delay_s:.4f}",
             "inference_delay": "unknown" if steps is None else steps,
             **{f"age_s.{slot}": f"{age:.4f}" for slot, age in self.mailbox.ages_s(now_ns).items()},
-            **{f"dropped.{cause}": count for cause, count in sorted(dropped.items())},
-            **{f"lost.{topic}": count for topic, count in sorted(self.inputs.lost.items())},
             **self.sensors(),
         }
+
+    def counts(self) -> Counter[str]:
+        """Messages received and (on the way) lost, by topic; inputs taken and dropped, by slot and cause."""
+        counted = {"received": self.inputs.received, "lost": self.inputs.lost, "taken": self.mailbox.taken,
+                   "dropped": self.mailbox.dropped + self.loop.dropped.copy()}  # copied: the worker may add a cause
+        return Counter({f"{what}.{which}": n for what, by in counted.items() for which, n in by.copy().items()})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -95,13 +95,17 @@ class PolicyNode(SupervisedNode):
 
     def teardown(self) -> None:
         """Take the topics away, free the model on its thread, end the thread."""
-        self._epoch = self.parts = None
+        parts, self._epoch, self.parts = self.parts, None, None
         self._fault = ""
         self._undo_configure.close()
-        self._outbox.clear()
+        self._empty_outbox()
+        if parts is not None:
+            parts.mailbox.clear()
+            self.diagnostics.counted += parts.counts()
 
     def _open_gate(self, parts: Parts) -> None:
         self._epoch, self._useful_ns = next(self._epochs), self._now_ns()
+        self.diagnostics.counted["activations"] += 1
         parts.motion.begin()
         parts.loop.open(self._epoch)
         parts.worker.wake()
@@ -120,8 +124,10 @@ class PolicyNode(SupervisedNode):
             item = self._outbox.popleft()
             epoch = item.epoch if isinstance(item, Delivery) else item[0]
             if self.parts is None or epoch != self._epoch:  # its activation has ended: nothing may follow the hold
-                if not isinstance(item, Delivery) and not isinstance(item[1], ObservationError):
-                    self.get_logger().error(f"inference of an ended activation failed: {item[1]}")
+                if isinstance(item, Delivery):
+                    self.diagnostics.counted["dropped.activation ended"] += 1
+                else:
+                    self._refuse(item[1])
                 continue
             try:
                 if isinstance(item, Delivery):
@@ -134,6 +140,7 @@ class PolicyNode(SupervisedNode):
                 self._on_failure(self.parts, error)
             except Exception:  # the executor must live; what broke is in the log and the robot is held
                 self.get_logger().error(f"publishing failed:\n{traceback.format_exc()}")
+                self.diagnostics.refused["publishing failed"] += 1
                 self._stop_robot(self.parts, "publishing failed")
 
     def _stop_robot(self, parts: Parts, why: str) -> None:
@@ -155,11 +162,14 @@ class PolicyNode(SupervisedNode):
         notes = "\n".join(getattr(error, "__notes__", []))
         self.get_logger().error(f"inference failed: {error}\n{notes}\nThe node is deactivated; activate to try again, "
                                 "or clean up and configure.")
+        self._refuse(error)
+        self._fault = str(error)
+        self.trigger_deactivate()
+
+    def _refuse(self, error: Exception) -> None:
         self.diagnostics.refuse(error if isinstance(error, Pi05Error) else WorkerError(
             "inference", expected="a chunk", received=f"{type(error).__name__}: {error}", cause="inference failed",
             way_out="See the log; activate to try again, or clean up and configure."))
-        self._fault = str(error)
-        self.trigger_deactivate()
 
     def _watch(self) -> None:
         """Silent inputs stop the robot; a worker that is gone or does not answer deactivates the node."""
@@ -184,6 +194,7 @@ class PolicyNode(SupervisedNode):
     def _check_clock(self, parts: Parts, now_ns: int) -> None:
         """Where the clock was set back, a simulation began anew: inputs and the running trajectory are forgotten."""
         if now_ns < self._now_seen_ns:
+            self.diagnostics.counted["clock set back"] += 1
             parts.mailbox.clear()
             parts.motion.clock_set_back(self._now_seen_ns, now_ns)
             self._useful_ns = now_ns
@@ -204,12 +215,25 @@ class PolicyNode(SupervisedNode):
         shown = {name: self._values[name] for name in ("denoising_steps", "execution_horizon", "prompt")}
         if self.parts is not None:
             shown |= self.parts.report(self._now_ns())
-        self.diagnostics.publish(self.state_label, self._fault, shown)
+        counted = Counter() if self.parts is None else self.parts.counts()
+        self.diagnostics.publish(self.state_label, self._fault, shown, counted)
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
 
     # ------------------------------------------------------------------ parameters, prompt, reset
+
+    def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
+        return self._counted(super().set_parameters(parameter_list))
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        return self._counted([super().set_parameters_atomically(parameter_list)])[0]
+
+    def _counted(self, answers: list[SetParametersResult]) -> list[SetParametersResult]:
+        for answer in answers:
+            if not answer.successful:
+                self.diagnostics.refused["parameter"] += 1
+        return answers
 
     def _check_parameters(self, changed: list[Parameter]) -> SetParametersResult:
         if self.parts is None:

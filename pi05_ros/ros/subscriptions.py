@@ -38,7 +38,7 @@ class Subscriptions:
         report: takes an ObservationError for a message that was refused.
         on_prompt: takes the text of ~/prompt.
 
-    `lost` counts, by topic, messages that the middleware lost on the way here.
+    `received` counts messages by topic, `lost` those that the middleware lost on the way here.
     """
 
     def __init__(self, node: Node, group: CallbackGroup, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox,
@@ -46,6 +46,7 @@ class Subscriptions:
                  report: Callable[[ObservationError], None], on_prompt: Callable[[str], None]) -> None:
         self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
         self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
                             else ReliabilityPolicy.BEST_EFFORT)
@@ -70,12 +71,16 @@ class Subscriptions:
         def count(event: Any) -> None:
             self.lost[name] += event.total_count_change
 
+        def receive(message: Any) -> None:
+            self.received[name] += 1
+            callback(message)
+
         try:
-            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw, callback_group=self._group,
+            made = self._node.create_subscription(kind, topic, receive, qos, raw=raw, callback_group=self._group,
                                                   event_callbacks=SubscriptionEventCallbacks(message_lost=count))
         except UnsupportedEventTypeError as error:
             self._node.get_logger().warning(f"{topic}: this middleware does not count lost messages ({error})")
-            made = self._node.create_subscription(kind, topic, callback, qos, raw=raw, callback_group=self._group)
+            made = self._node.create_subscription(kind, topic, receive, qos, raw=raw, callback_group=self._group)
         self._all.append(made)
 
     def _image_callback(self, camera: str) -> Callable[[bytes], None]:

@@ -98,7 +98,7 @@ class InferenceLoop:
     def forget_policy(self) -> None:
         """Close for good and let go of the policy; as the worker's job, so that its memory is freed on that thread."""
         self.close()
-        self._drop_all()
+        self._drop_all("activation ended")
         pipeline, self._pipeline = self._pipeline, None
         try:
             if pipeline is not None:
@@ -132,7 +132,7 @@ class InferenceLoop:
         except Exception as error:  # a broken policy must not go on: close the gate, tell the node, keep the thread
             error.add_note(traceback.format_exc())
             error = named(error)
-            self._drop_all()
+            self._drop_all("failed with another")
             with self._gate:
                 self._open = self._open and epoch != self._epoch
             self._report((epoch, error))
@@ -204,7 +204,7 @@ class InferenceLoop:
             return
         try:
             pipeline.advance(flight.pending, self._guidance(flight))
-        except ObservationError:  # once: the next observation, not this one again
+        except Exception:  # once: if it was the input, the next observation, not this one again
             self._flights.popleft()
             pipeline.drop(flight.pending)
             raise
@@ -230,9 +230,10 @@ class InferenceLoop:
         self._deliver(Delivery(chunk, flight.epoch, flight.stamps_ns, flight.complete_ns, flight.started_ns,
                                flight.settings.join))
 
-    def _drop_all(self) -> None:
+    def _drop_all(self, cause: str) -> None:
         while self._pipeline is not None and self._flights:
             self._pipeline.drop(self._flights.popleft().pending)
+            self.dropped[cause] += 1
 
 
 def finished(pending: Any) -> bool:

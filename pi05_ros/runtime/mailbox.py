@@ -51,10 +51,13 @@ class Mailbox:
         self._slots: dict[str, Stamped] = {}
         self._unread: set[str] = set()
         self._last_take_ns = 0
-        self.dropped: Counter[str] = Counter()  # inputs overwritten before anybody read them, by slot
+        # Every frame ends in one of these, by slot: dropped (overwritten, forgotten, late, the same again) or taken.
+        self.dropped: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
 
     def put(self, slot: str, value: Any, stamp_ns: int, now_ns: int) -> None:
-        """Replace the slot's content; an older stamp, or a camera's same one again, is counted and ignored.
+        """Replace the slot's content; an older stamp, or a camera's same one again, is counted and ignored. Joints of
+        the same stamp, from two publishers say, are counted; the later message holds.
 
         Raises:
             ObservationError: a stamp in the future, which would keep all later inputs out.
@@ -68,9 +71,10 @@ class Mailbox:
             if held is not None and stamp_ns < held.stamp_ns:
                 self.dropped[f"{slot} out of order"] += 1
                 return
-            if held is not None and stamp_ns == held.stamp_ns and slot != self.STATE:  # one picture, one chunk
+            if held is not None and stamp_ns == held.stamp_ns:
                 self.dropped[f"{slot} repeated"] += 1
-                return
+                if slot != self.STATE:  # one picture, one chunk
+                    return
             if slot in self._unread and slot != self.STATE:  # the state is meant to be overwritten
                 self.dropped[slot] += 1
             self._slots[slot] = Stamped(value, stamp_ns, now_ns)
@@ -98,7 +102,7 @@ class Mailbox:
         with self._lock:
             self._last_take_ns = 0
             self._slots.clear()
-            self._unread.clear()
+            self._forget_unread("forgotten")
 
     def missing(self, now_ns: int, max_age_s: float) -> dict[str, str]:
         """{slot: why} of every input that is absent, too old, or keeps sets from completing."""
@@ -125,12 +129,18 @@ class Mailbox:
         with self._lock:
             if not self._complete():
                 return None
-            self._unread.clear()
             self._last_take_ns = now_ns
             taken = self._members()
+            self.taken.update(taken.keys())
+            self._unread -= taken.keys()
+            self._forget_unread("fallen silent")
         for slot, stamped in taken.items():
             _check_age(slot, stamped, now_ns, self.limits)
         return taken
+
+    def _forget_unread(self, why: str) -> None:
+        self.dropped.update(f"{slot} {why}" for slot in self._unread if slot != self.STATE)
+        self._unread.clear()
 
     def _members(self) -> dict[str, Stamped]:
         """The inputs that make a set: required ones, and optional cameras that have not fallen silent."""

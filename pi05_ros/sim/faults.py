@@ -10,8 +10,14 @@ import numpy as np
 
 Kind = Literal["drop", "duplicate", "reorder", "delay", "clock_jump", "encoding", "size", "not_a_number",
                "missing_joint", "second_publisher", "parameters", "prompt", "lifecycle", "reset", "worker_exception",
-               "bad_actions", "slow_inference", "silence"]
-KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+               "bad_actions", "slow_inference", "silence", "publisher_restart", "foreign_publisher", "terminate",
+               "kill"]
+OF_POLICY: tuple[Kind, ...] = ("worker_exception", "bad_actions", "slow_inference")
+OF_PUBLISHERS: tuple[Kind, ...] = ("publisher_restart", "foreign_publisher")
+OF_PROCESSES: tuple[Kind, ...] = ("terminate", "kill")
+ALL: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+KINDS = tuple(kind for kind in ALL if kind not in (*OF_PUBLISHERS, *OF_PROCESSES))  # where there is one process
+ON_THE_WIRE = tuple(kind for kind in ALL if kind not in (*OF_POLICY, *OF_PROCESSES))
 OF_IMAGES = ("encoding", "size")
 OF_JOINTS = ("not_a_number", "missing_joint")
 

@@ -6,53 +6,45 @@ a simulated joint_trajectory_controller, and a judge looks at what that executes
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
+from base64 import b64decode
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import Image, JointState
+from rclpy.serialization import deserialize_message
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_ros.ros.conversions import to_time
 from pi05_ros.ros.subscriptions import TOPICS
-from pi05_ros.runtime.chunking import JointLimits
-from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+from pi05_ros.sim.accounts import CAUSES, Account, Accounts, broken, counts_of
 from pi05_ros.sim.faults import KINDS, Fault, FaultPlan, Kind
-from pi05_ros.sim.joint_integrator import JointIntegrator
+from pi05_ros.sim.faulty_inputs import BESIDE, PROMPTS, SETTINGS, joint_damage, joints, picture, picture_damage
+from pi05_ros.sim.judge import Findings, Judge
 from pi05_ros.sim.soaked_node import SLOWEST_S, ScriptedPolicy, SoakedNode
 from pi05_ros.transforms.robot_loader import load_robot
 
 START_NS = 1_000_000_000_000
-SPEED_TOLERANCE = 1.02
-POSITION_TOLERANCE = 2e-3  # rad or m
-AFTER_JUMP_S = 1.5  # of the clock: the node cannot know what still moves while the clock says that it is over
 SAMPLES = 4  # of the motion, a cycle
-BESIDE = 0.005  # of its range: how far a joint is from where a second publisher says it is
-PROMPTS = ("pick up the block", "", "\0", "\U0001f916" * 50, "\u6f22 \u202e\u0301", "x" * 100_000, "\n\n", " " * 1000)
-SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("denoising_steps", (1, 10, 20)), ("execution_horizon", (0, 5, 20)), ("max_rate_hz", (0.0, 7.0, 30.0)),
-    ("max_input_age_s", (0.2, 0.5)), ("input_timeout_s", (0.3, 1.0)), ("stop_time_s", (0.1, 0.2)),
-    ("on_fault", ("hold", "stop_publishing", "x")), ("max_committed_s", (0.8, 1.0, -1.0)), ("seed", (3,)))
+BUDGET_S = 0.1  # latency_budget_s
+LONG_SILENCE_S, LATEST_S = 1.9, 0.65  # that surely stops the node; by which a message of before it may be late
+LARGE_STEP_S = 0.9  # back, which the node surely sees
 
 
-@dataclass
-class Findings:
-    """What a soak saw. violations: the first of each kind with its cycle; counts of all; injected and refused."""
+@dataclass(frozen=True)
+class Promise:
+    """A counter that must have risen by a time, unless the activation has ended meanwhile or `broken` says no."""
 
-    violations: dict[str, str] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    injected: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    trajectories: int = 0
-    fastest: float = 0.0  # share of a joint's speed limit
+    due_ns: int
+    counter: str
+    epoch: int | None
+    before: int
+    broken: Callable[[], bool]
 
 
 class Soak:
@@ -60,33 +52,41 @@ class Soak:
 
     def __init__(self, robot: str = "arm6", seed: int = 0, share: float = 0.1,
                  kinds: tuple[Kind, ...] = KINDS) -> None:
-        self.found = Findings()
         self._robot = load_robot(robot)
-        self._limits = JointLimits(self._robot)
-        self._names = [joint.name for joint in self._robot.joints]
         slots = (*(camera for camera in TOPICS if camera in self._robot.cameras), "state")
         self._plan = FaultPlan(seed, slots, share, kinds).cycles()
         self._rng = np.random.default_rng(seed + 1)
         self._steady_ns, self._offset_ns, self._cycle = START_NS, 0, 0
-        self._controller = JointIntegrator((self._limits.lower + self._limits.upper) / 2)
-        self._jumped_ns = self._ended_ns = -START_NS
+        self.judge = Judge(self._robot, START_NS, lambda: f"cycle {self._cycle}")
+        self.accounts = Accounts()
+        self.counts: dict[str, int] = {}  # of the last report
+        self._promises: list[Promise] = []
+        self._sent_ns: Counter[str] = Counter()  # when a slot's last message was delivered
+        self._jumps = 0
+        self._damaged: deque[str] = deque(maxlen=200)  # pictures, as provenance names them
         self._silent_until_ns: Counter[str] = Counter()
         self._late: list[tuple[int, Callable[[], None]]] = []
         self._meanwhile: list[Callable[[], object]] = []
-        self._joint_faults = 0
-        self._images = {kind: _image(kind) for kind in ("", "encoding", "size")}
         self.policy: ScriptedPolicy | None = None
         self.node = SoakedNode(self._take, self._now_ns, load_policy=self._make_policy)
-        self.node.set_parameters([Parameter("robot", value=robot)])
+        self.node.set_parameters([Parameter("robot", value=robot), Parameter("latency_budget_s", value=BUDGET_S)])
 
     def run(self, cycles: int) -> Findings:
         for faults in islice(self._plan, cycles):
             self._one_cycle(faults)
-        self.found.refused = Counter(self.node.diagnostics.refused)
-        refused = self.found.refused["non-finite joint"] + self.found.refused["missing joint"]
-        if refused != self._joint_faults:
-            self._violation("joint faults not counted", f"{self._joint_faults} injected, {refused} in diagnostics")
+        for line in broken(self.compared()):
+            self.judge.violation("not counted", line)
         return self.found
+
+    @property
+    def found(self) -> Findings:
+        return self.judge.found
+
+    def compared(self) -> list[Account]:
+        """What must have been counted, against a report of now."""
+        self.node.diagnose()
+        cameras = {slot: topic for slot, topic in TOPICS.items() if slot in self._robot.cameras}
+        return self.accounts.compare(self.counts, cameras)
 
     def close(self) -> None:
         self.node.destroy_node()
@@ -111,6 +111,7 @@ class Soak:
         self.node.turn()
         if self._cycle % 3 == 0:
             self.node.watch()
+        self._hold_to_promises()
         if self._cycle % 50 == 0:
             self.node.diagnose()
 
@@ -125,10 +126,9 @@ class Soak:
         elif act is not None:
             act()
         elif fault.kind == "clock_jump":
-            self._offset_ns += int((amount - 0.5) * 2e9)
-            self._jumped_ns = self._steady_ns
+            self._jump(int((amount - 0.5) * 2e9))
         elif fault.kind == "silence":
-            self._silent_until_ns[fault.target] = self._steady_ns + int(amount * 3e9)
+            self._fall_silent(fault.target, amount * 3)
         elif self.policy is not None and fault.kind in ("worker_exception", "bad_actions", "slow_inference"):
             self.policy.trouble = fault
 
@@ -136,21 +136,62 @@ class Soak:
         """The next step up from below active; from active down, and above 0.5 all the way."""
         steps = {"unconfigured": ("configure", "activate"), "inactive": ("activate",), "active": ("deactivate",)}
         for step in steps.get(self.node.state_label, ()):
-            getattr(self.node, f"trigger_{step}")()
+            done = getattr(self.node, f"trigger_{step}")()
+            if step == "activate" and done == TransitionCallbackReturn.SUCCESS:
+                self.accounts.must("activations", "lifecycle, reset")
         if amount > 0.5 and self.node.state_label == "inactive":
             self.node.trigger_cleanup()
         self._topics = {s.topic_name.rsplit("/", 1)[1]: s.callback for s in self.node.subscriptions}
 
     def _reset(self) -> None:
-        self.node._on_reset(Trigger.Request(), Trigger.Response())
+        if self.node._on_reset(Trigger.Request(), Trigger.Response()).success:
+            self.accounts.must("activations", "lifecycle, reset")
 
     def _storm(self) -> None:
         for _ in range(5):
             name, values = SETTINGS[self._rng.integers(len(SETTINGS))]
-            self.node.set_parameters([Parameter(name, value=values[self._rng.integers(len(values))])])
+            answers = self.node.set_parameters([Parameter(name, value=values[self._rng.integers(len(values))])])
+            if not answers[0].successful:
+                self.accounts.must("refused.parameter", "parameters")
 
     def _say(self, prompt: str) -> None:
+        if self.node.parts is not None:
+            self.accounts.must("received.prompt", "prompt")
         self._call("prompt", String(data=prompt))
+
+    def _jump(self, by_ns: int) -> None:
+        self._offset_ns += by_ns
+        self._jumps += 1
+        self.judge.clock_jumped(self._steady_ns)
+        if by_ns < 0:
+            self.accounts.may("clock set back", "clock_jump")
+        if by_ns < -LARGE_STEP_S * 1e9:
+            self._promise("clock set back", 0.1, lambda: False)
+
+    def _fall_silent(self, slot: str, seconds: float) -> None:
+        self._silent_until_ns[slot] = began_ns = self._steady_ns
+        self._silent_until_ns[slot] += int(seconds * 1e9)
+        required = slot == "state" or self._robot.cameras[slot].required
+        if required and seconds > LONG_SILENCE_S:
+            self._promise(f"refused.unusable {slot}", seconds,
+                          lambda: self._sent_ns[slot] > began_ns + LATEST_S * 1e9)
+
+    def _promise(self, counter: str, within_s: float, off: Callable[[], bool]) -> None:
+        self.node.diagnose()
+        jumps = self._jumps
+        self._promises.append(Promise(self._steady_ns + int(within_s * 1e9), counter, self.node.epoch,
+                                      self.counts.get(counter, 0), lambda: off() or self._jumps != jumps))
+
+    def _hold_to_promises(self) -> None:
+        due = [promise for promise in self._promises if promise.due_ns <= self._steady_ns]
+        if not due:
+            return
+        self._promises = [promise for promise in self._promises if promise.due_ns > self._steady_ns]
+        self.node.diagnose()
+        for one in due:
+            same = one.epoch is not None and one.epoch == self.node.epoch and not one.broken()
+            if same and self.counts.get(one.counter, 0) <= one.before:
+                self.judge.violation("not counted", f"{one.counter} did not rise")
 
     # ------------------------------------------------------------------ inputs
 
@@ -170,25 +211,28 @@ class Soak:
                 (self._joints({}, BESIDE) if slot == "state" else self._picture(slot, {}))()
 
     def _picture(self, slot: str, kinds: dict) -> Callable[[], None]:
-        cdr = bytearray(self._images["encoding" if "encoding" in kinds else "size" if "size" in kinds else ""])
-        struct.pack_into("<iI", cdr, 4, *divmod(self._now_ns(), 1_000_000_000))
-        return lambda: self._call(TOPICS[slot], bytes(cdr))
-
-    def _joints(self, kinds: dict, beside: float = 0.0) -> Callable[[], None]:
-        positions = self._controller.at(self._steady_ns)[0] + beside * (self._limits.upper - self._limits.lower)
-        if "not_a_number" in kinds:
-            positions[int(kinds["not_a_number"] * len(positions))] = np.nan
-        message = JointState(name=self._names, position=positions)
-        if "missing_joint" in kinds:
-            message = JointState(name=self._names[1:], position=positions[1:])
-        message.header.stamp = to_time(self._now_ns())
-        bad = bool({"not_a_number", "missing_joint"} & kinds.keys())
+        stamp_ns, damage = self._now_ns(), picture_damage(kinds)
+        cdr = picture(stamp_ns, kinds)
 
         def send() -> None:
-            self._joint_faults += bad and self.node.parts is not None
-            self._call("joint_states", message)
+            if damage and self.node.parts is not None:
+                self.accounts.may(CAUSES[damage], "encoding, size")
+                self._damaged.append(f"{slot} {stamp_ns}")
+            self._deliver(slot, TOPICS[slot], stamp_ns, cdr)
 
         return send
+
+    def _joints(self, kinds: dict, beside: float = 0.0) -> Callable[[], None]:
+        limits, stamp_ns = self.judge.limits, self._now_ns()
+        positions = self.judge.controller.at(self._steady_ns)[0] + beside * (limits.upper - limits.lower)
+        message, damage = joints(self._robot, positions, stamp_ns, kinds), joint_damage(kinds)
+        return lambda: self._deliver("state", "joint_states", stamp_ns, message, damage)
+
+    def _deliver(self, slot: str, topic: str, stamp_ns: int, message: Any, damage: str = "") -> None:
+        if self.node.parts is not None and (topic == "joint_states" or slot in self._robot.cameras):
+            self.accounts.message(topic, slot, stamp_ns, self._now_ns(), self.node.parts.mailbox, damage)
+        self._sent_ns[slot] = self._steady_ns
+        self._call(topic, message)
 
     def _call(self, topic: str, message: Any) -> None:
         if self.node.parts is not None:
@@ -197,30 +241,27 @@ class Soak:
     # ------------------------------------------------------------------ outputs
 
     def _take(self, message: Any, topic: str) -> None:
-        if topic == "~/provenance":
-            epoch = next(pair.value for pair in message.status[0].values if pair.key == "epoch")
-            if epoch != str(self.node.epoch):
-                self._violation("a chunk of a past activation", f"{epoch} in {self.node.epoch}")
-            age_s = (self._now_ns() - message.header.stamp.sec * 10**9 - message.header.stamp.nanosec) * 1e-9
-            if age_s > 0.5 + SLOWEST_S and self._steady_ns - self._jumped_ns > AFTER_JUMP_S * 1e9:
-                self._violation("a stale command", f"{age_s:.3f} s")
-        elif topic != "/diagnostics":
-            self._execute(deserialize_message(message, JointTrajectory))
+        if topic == "/diagnostics":
+            self.counts = counts_of(message)
+        elif topic == "~/provenance":
+            self._examine({pair.key: pair.value for pair in message.status[0].values})
+        else:
+            self.judge.execute(deserialize_message(message, JointTrajectory), self._steady_ns, self._offset_ns)
 
-    def _execute(self, message: JointTrajectory) -> None:
-        self.found.trajectories += 1
-        times = np.array([p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points])
-        order = [message.joint_names.index(name) for name in self._names]
-        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec - self._offset_ns
-        plan = JointTrajectoryPlan(stamp, times, np.array([p.positions for p in message.points])[:, order],
-                                   np.array([p.velocities for p in message.points])[:, order])
-        if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
-            self._violation("not finite", str(plan))
-        if (outside := self._outside(plan.positions)) > POSITION_TOLERANCE:
-            self._violation("a command beyond a position limit", f"by {outside:.4f}")
-        if plan.end_ns > self._steady_ns + 1_000_000_001 + 200_000_000:
-            self._violation("commits too far ahead", f"{(plan.end_ns - self._steady_ns) * 1e-9:.3f} s")
-        self._controller.execute(plan, self._steady_ns)
+    def _examine(self, made: dict[str, str]) -> None:
+        """Of a chunk, what made it."""
+        if made["epoch"] != str(self.node.epoch):
+            self.judge.violation("a chunk of a past activation", f"{made['epoch']} in {self.node.epoch}")
+        age_s = (int(made["published_ns"]) - int(made["observation_stamp_ns"])) * 1e-9
+        if age_s > 0.5 + SLOWEST_S and self.judge.settled(self._steady_ns):
+            self.judge.violation("a stale command", f"{age_s:.3f} s")
+        if age_s > BUDGET_S:
+            self.accounts.must("over_budget", "slow_inference")
+        if not np.isfinite(np.frombuffer(b64decode(made["actions_float32"]), np.float32)).all():
+            self.judge.violation("a chunk that is not finite", "published")
+        used = {f"{key.removeprefix('input_stamp_ns.')} {value}" for key, value in made.items()}
+        if not used.isdisjoint(self._damaged):
+            self.judge.violation("a damaged picture", f"used: {used & set(self._damaged)}")
 
     # ------------------------------------------------------------------ time and judgement
 
@@ -228,8 +269,14 @@ class Soak:
         return self._steady_ns + self._offset_ns
 
     def _make_policy(self, **kwargs: Any) -> ScriptedPolicy:
-        self.policy = ScriptedPolicy(kwargs["robot"], self._while_computing)
+        self.policy = ScriptedPolicy(kwargs["robot"], self._while_computing, self._failed)
         return self.policy
+
+    def _failed(self, counter: str) -> None:
+        if counter.endswith("non-finite command"):
+            self.accounts.may(counter, "bad_actions")  # or too late, or of an ended activation
+        else:
+            self.accounts.must(counter, "worker_exception")
 
     def _while_computing(self, seconds: float) -> None:
         waiting, self._meanwhile = self._meanwhile, []
@@ -239,32 +286,7 @@ class Soak:
 
     def _pass_time(self, seconds: float) -> None:
         if self.node.epoch is not None:
-            self._ended_ns = self._steady_ns
+            self.judge.active(self._steady_ns)
         for _ in range(SAMPLES):
             self._steady_ns += int(seconds * 1e9 / SAMPLES)
-            self._judge(*self._controller.at(self._steady_ns))
-
-    def _judge(self, position: np.ndarray, velocity: np.ndarray) -> None:
-        if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
-            self._violation("executes what is not finite", str(position))
-        if self._steady_ns - self._jumped_ns > AFTER_JUMP_S * 1e9:
-            if (outside := self._outside(position)) > POSITION_TOLERANCE:
-                self._violation("beyond a position limit", f"by {outside:.4f}")
-            share = float((np.abs(velocity) / self._limits.velocity).max())
-            self.found.fastest = max(self.found.fastest, share)
-            if share > SPEED_TOLERANCE:
-                self._violation("too fast", f"{share:.3f} of the limit")
-        if self._steady_ns - self._ended_ns > 1.5e9 and (velocity != 0).any():
-            self._violation("moves while the node is not active", str(velocity))
-
-    def _outside(self, positions: np.ndarray) -> float:
-        return float(np.maximum(self._limits.lower - positions, positions - self._limits.upper).max())
-
-    def _violation(self, what: str, how: str) -> None:
-        self.found.counts[what] += 1
-        self.found.violations.setdefault(what, f"cycle {self._cycle}: {how}")
-
-
-def _image(fault: str) -> bytes:
-    return serialize_message(Image(encoding="16UC1" if fault == "encoding" else "rgb8", height=2, width=2,
-                                   step=1 if fault == "size" else 6, data=bytes(12)))
+            self.judge.look(self._steady_ns)

@@ -7,13 +7,14 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 from rclpy.clock import ClockType
 from rclpy.time import Time
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_ros.errors import BackendError
 from pi05_ros.ros.policy_node import PolicyNode
-from pi05_ros.runtime.chunking import JointLimits
+from pi05_ros.runtime.chunking import NON_FINITE, JointLimits
+from pi05_ros.runtime.device_faults import OUT_OF_MEMORY
 from pi05_ros.runtime.sequential import Sequential
 from pi05_ros.schema import ActionChunk, Guidance, Observation
 from pi05_ros.sim.faults import Fault
@@ -55,12 +56,18 @@ class InlineWorker:
 
 
 class ScriptedPolicy:
-    """A chunk that swings every joint through its range; `trouble` is the fault of the next one. Its own transforms."""
+    """A chunk that swings every joint through its range; `trouble` is the fault of the next one. Its own transforms.
+
+    Args:
+        during: called with the seconds that a chunk takes, while it is made.
+        failed: takes the counter of /diagnostics that a fault of the policy must show in.
+    """
 
     rtc_training_max_delay = 0
 
-    def __init__(self, robot: Robot, during: Callable[[float], None]) -> None:
-        self.robot, self._during = robot, during
+    def __init__(self, robot: Robot, during: Callable[[float], None],
+                 failed: Callable[[str], None] = lambda counter: None) -> None:
+        self.robot, self._during, self._failed = robot, during, failed
         self.trouble: Fault | None = None
         self.transforms = self
         limits = JointLimits(robot)
@@ -87,14 +94,15 @@ class ScriptedPolicy:
         kind, amount = (trouble.kind, trouble.amount) if trouble else ("", 0.0)
         self._during(SLOWEST_S * amount if kind == "slow_inference" else 0.01)
         if kind == "worker_exception":
-            raise RuntimeError("injected") if amount < 0.5 else BackendError(
-                "gpu", expected="memory", received="none", way_out="Injected.")
+            self._failed(f"refused.{'inference failed' if amount < 0.5 else OUT_OF_MEMORY}")
+            raise RuntimeError("injected") if amount < 0.5 else torch.OutOfMemoryError("CUDA out of memory (injected)")
         period = self.robot.control_period_s
         times = observation.stamp_ns * 1e-9 % 1000 + np.arange(HORIZON)[:, None] * period
         swing = np.sin(times * (1 + np.arange(len(self._middle)) / 3))
         actions = self._middle + (1.3 + 3 * amount * (kind == "bad_actions")) * self._half * swing
         if kind == "bad_actions" and amount < 0.5:
             actions[int(amount * HORIZON), 0] = np.nan if amount < 0.25 else np.inf
+            self._failed(f"refused.{NON_FINITE}")
         return ActionChunk(actions.astype(np.float32), np.zeros((HORIZON, 32), np.float32), observation.stamp_ns,
                            period, observation.prompt, num_steps, 0, chunk_index, stage_times_ms={"total": 1.0},
                            guidance=guidance)

@@ -46,8 +46,8 @@ def test_the_judge_sees_what_is_wrong(ros):
     soak = Soak(share=0.0)
     soak.run(50)
     assert soak.found.violations == {} and soak.found.trajectories > 20
-    soak._judge(np.full(7, np.nan), np.zeros(7))
-    soak._judge(np.full(7, 9.0), np.full(7, 9.0))
+    soak.judge.judge(np.full(7, np.nan), np.zeros(7), soak._steady_ns)
+    soak.judge.judge(np.full(7, 9.0), np.full(7, 9.0), soak._steady_ns)
     soak.close()
     assert set(soak.found.violations) == {"executes what is not finite", "beyond a position limit", "too fast"}
 

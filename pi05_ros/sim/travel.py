@@ -1,0 +1,111 @@
+"""The judge of commands that travel: one that was longer on its way than `command_lead_s` was late, and may meet
+another motion than it was planned for. It is counted, and the way to its curve, up to one point, is not judged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+from pi05_ros.sim.judge import POSITION_TOLERANCE, Judge
+
+NEVER_NS = 2**62
+MOST_OPEN = 50
+REMEMBERED_S = 2.0  # a measurement may be 0.5 s old, and what begins there lasts 1 s
+
+
+@dataclass
+class Command:
+    """On the way to its curve until `until_ns`; `before`: the one that was not on its own yet when this one came;
+    travel_ns: None until its provenance has come; excused: None until it is settled."""
+
+    stamp_ns: int
+    arrived_ns: int
+    until_ns: int
+    before: Command | None
+    travel_ns: int | None = None
+    excused: bool | None = None
+    excess: list[tuple[str, str]] = field(default_factory=list)
+
+
+class TravelJudge(Judge):
+    """Args: lead_s: how long a command may travel."""
+
+    def __init__(self, *args: Any, lead_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lead_ns = int(lead_s * 1e9)
+        self._newest: Command | None = None
+        self._open: deque[Command] = deque()  # not settled, oldest first
+        self.late = self.refused = self.excused = 0
+        self.longest_s = 0.0  # on the way
+        self._outside: deque[tuple[int, float]] = deque()  # when, and how far, the robot was beyond a limit of late
+
+    def execute(self, message: JointTrajectory, now_ns: int, offset_ns: int = 0) -> JointTrajectoryPlan:
+        refused = self.controller.refused
+        plan = super().execute(message, now_ns, offset_ns)
+        before = self._newest if self._newest is not None and now_ns < self._newest.until_ns else None
+        command = Command(plan.stamp_ns, now_ns, plan.next_point_ns(now_ns + 1), before)
+        if self.controller.refused > refused:  # all past: the robot never comes to its curve
+            self.refused += 1
+            command.until_ns, command.travel_ns = NEVER_NS, self._lead_ns + 1
+        elif len(plan.times_s) == 1:  # a hold is stamped when it is published
+            command.travel_ns = now_ns - plan.stamp_ns
+        self._newest = command
+        self._open.append(command)
+        self._settle()
+        return plan
+
+    def published(self, stamp_ns: int, published_ns: int) -> None:
+        """From provenance: when the command for the observation of `stamp_ns` was published."""
+        for command in self._open:
+            if command.stamp_ns == stamp_ns and command.travel_ns is None:
+                command.travel_ns = command.arrived_ns - published_ns
+        self._settle()
+
+    def lost_track(self) -> None:
+        """The node was killed: what it published last is without provenance."""
+        for command in self._open:
+            command.travel_ns = command.travel_ns or 0
+        self._settle()
+
+    def judge(self, position: np.ndarray, velocity: np.ndarray, now_ns: int) -> None:
+        if (outside := self.outside(position)) > POSITION_TOLERANCE:
+            self._outside.append((now_ns, outside))
+        super().judge(position, velocity, now_ns)
+
+    def allowed_outside(self, now_ns: int) -> float:
+        """As far as the robot was, after a jump of the clock or a late command: from there it is led back."""
+        while self._outside and self._outside[0][0] < now_ns - REMEMBERED_S * 1e9:
+            self._outside.popleft()
+        return max((outside for _, outside in self._outside), default=0.0) + POSITION_TOLERANCE
+
+    def exceeds(self, what: str, how: str, now_ns: int) -> None:
+        command = self._newest
+        if command is None or now_ns > command.until_ns or command.excused is False:
+            self.violation(what, how)
+        elif command.excused:
+            self.excused += 1
+        else:
+            command.excess.append((what, how))
+
+    def _settle(self) -> None:
+        """What exceeded a limit on the way to the curve: excused if the command was late, or met one that was."""
+        while self._open and (self._open[0].travel_ns is not None or len(self._open) > MOST_OPEN):
+            command = self._open.popleft()
+            late = (command.travel_ns or 0) > self._lead_ns
+            if self.settled(command.arrived_ns):
+                self.late += late
+                self.longest_s = max(self.longest_s, (command.travel_ns or 0) * 1e-9)
+            command.excused = late or (command.before is not None and bool(command.before.excused))
+            command.before = None
+            if command.excused:
+                self.excused += len(command.excess)
+            else:
+                for what, how in command.excess:
+                    self.violation(what, how)
+            command.excess = []
