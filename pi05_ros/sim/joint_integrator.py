@@ -25,11 +25,10 @@ class JointIntegrator:
         self.refused = 0
 
     def execute(self, plan: JointTrajectoryPlan, now_ns: int) -> bool:
-        """Take over a trajectory; False if it is refused: no points, all past, not finite, or not at rest at its end."""
+        """Take over a trajectory; False if it is refused: empty, all past, not finite, or not at rest at its end."""
         finite = np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()
-        increasing = (np.diff(plan.times_s) > 0).all()
-        if not len(plan.times_s) or plan.end_ns <= now_ns or not finite or not increasing or (
-                plan.velocities[-1] != 0).any():
+        increasing = len(plan.times_s) > 0 and (np.diff(plan.times_s) > 0).all()
+        if not finite or not increasing or plan.end_ns <= now_ns or (plan.velocities[-1] != 0).any():
             self.refused += 1
             return False
         self._start, self._start_ns, self._plan = self.at(now_ns), now_ns, plan
