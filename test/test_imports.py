@@ -18,7 +18,7 @@ PACKAGE = "pi05_ros"
 # package are written without `pi05_ros.`; a name covers what is below it. The longest matching part decides.
 CONTRACTS = "schema config errors numpy"
 ROS = ("rclpy rcl_interfaces lifecycle_msgs sensor_msgs sensor_msgs_py std_msgs std_srvs trajectory_msgs "
-       "diagnostic_msgs builtin_interfaces cv_bridge ament_index_python")
+       "diagnostic_msgs builtin_interfaces rosgraph_msgs cv_bridge ament_index_python")
 TRANSFORMS = f"{CONTRACTS} transforms"
 MODEL = f"{TRANSFORMS} model torch safetensors"
 BACKENDS = f"{MODEL} backends"
@@ -192,7 +192,7 @@ def test_the_checker_sees(module, source, name):
 @pytest.mark.parametrize(("module", "source"), [
     ("runtime.policy", "import numpy as np\nfrom pi05_ros.backends import base"),
     ("backends.cuda.kernels.glu", "import triton.language as tl\nfrom pi05_ros.model import gemma"),
-    ("cli.demo", "import rclpy\nfrom pi05_ros import __version__\nfrom pi05_ros.sim import robot_node"),
+    ("cli.demo", "import rclpy\nfrom pi05_ros import __version__\nfrom pi05_ros.sim import tabletop_node"),
 ])
 def test_the_checker_passes(module, source):
     assert not violations(module, source)

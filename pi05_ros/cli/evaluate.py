@@ -11,7 +11,8 @@ which is the most that can be reached.
 
 The last line of output is a JSON object: episodes, expert and settings (each with mode, steps, delay_s, successes,
 rate, low, high, difference, kinds, outcomes, jerk_rms, jerk_peak, both _times_expert, and for each episode trials, 1 or
-0, and jerk_peaks), seconds. Exit status 1 where --at-least is given and the last setting's rate is below it.
+0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says), seconds.
+Exit status 1 where --at-least is given and the last setting's rate is below it.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> Report:
         if args.over_ros:
             from pi05_ros.sim.over_ros import run_over_ros
 
-            (expert, *trials), rows = run_over_ros(evaluation, tasks, update)
+            ((expert, *trials), rows), moments = run_over_ros(evaluation, tasks, update)
         else:
             (expert, *trials), rows = run_all(evaluation, tasks, args.workers, update)
     best = score(expert)
@@ -135,7 +136,8 @@ def run(args: argparse.Namespace) -> Report:
     return Report(ok=ok, data={
         "episodes": len(seeds), "first": args.first, "kinds": list(kinds), "expert": best, "settings": settings,
         "execute": args.execute, "wrong_colour": args.wrong_colour, "mask": args.mask,
-        "shuffle_state": args.shuffle_state, "over_ros": args.over_ros, "seconds": time.monotonic() - begun})
+        "shuffle_state": args.shuffle_state, "over_ros": vars(moments) if args.over_ros else None,
+        "seconds": time.monotonic() - begun})
 
 
 def settings_of(args: argparse.Namespace, period_s: float) -> tuple[Any, ...]:
