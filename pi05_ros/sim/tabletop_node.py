@@ -34,7 +34,7 @@ from pi05_ros.sim.world import TabletopWorld
 
 START_NS = 1_000_000_000  # 0 would be "no time yet" to ROS
 DROP_STREAM = 6  # of the seed; 0 to 5 are the world's and the expert's
-SEND_AGAIN_S = 1.0  # of real time: in lockstep, what may have been lost on the way goes out again
+SEND_AGAIN_S = 3.0  # of real time: in lockstep, what may have been lost on the way goes out again
 
 
 class TabletopNode(Node):
@@ -83,6 +83,7 @@ class TabletopNode(Node):
         task = self.world.reset(seed, task)
         self._begun_ns, self._seed, self._drawn = self.timeline.now_ns, seed, np.random.default_rng([seed, DROP_STREAM])
         self.outcome, self._samples = "running", 0
+        self._asked = not self.settings.hear_prompt  # until the policy is told something, nothing is judged
         if self.settings.say_prompt:
             self._prompt.publish(String(data=task.prompt))
         self._report()
@@ -104,7 +105,7 @@ class TabletopNode(Node):
 
     def _judge(self) -> None:
         outcome = self.world.outcome
-        if self.outcome == "running" and outcome != "running":
+        if self._asked and self.outcome == "running" and outcome != "running":
             self.outcome = outcome
             self._report()
 
@@ -112,7 +113,7 @@ class TabletopNode(Node):
         task = self.world.task
         level = DiagnosticStatus.WARN if self.outcome == "failure" else DiagnosticStatus.OK
         self._episode.publish(status("tabletop: episode", level, self.outcome, {
-            "seed": self._seed, "task": task.kind, "colour": task.colour, "prompt": task.prompt,
+            "seed": self._seed, "task": task.kind, "colour": task.colour, "prompt": task.prompt if self._asked else "",
             "seconds": f"{(self.timeline.now_ns - self._begun_ns) * 1e-9:.2f}", **self.counts}))
 
     # ------------------------------------------------------------------ time
@@ -212,7 +213,7 @@ class TabletopNode(Node):
     def _hear(self, prompt: str) -> None:
         """What the policy is told is what is judged."""
         task = understood(prompt)
-        if task is not None and (task.kind, task.colour) != (self.world.task.kind, self.world.task.colour):
+        if task is not None and not (self._asked and task == self.world.task):
             self.world.ask(task)
-            self.outcome = "running"
+            self.outcome, self._asked = "running", True
             self._report()
