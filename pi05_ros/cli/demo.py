@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 HELP = "see the whole path at work on a simulated robot"
 PROMPTS = ("touch the red block", "touch the blue block")
-LOOKS_A_SECOND = 4.0  # of simulated time
+LOOKS_A_SECOND = 2.0  # of simulated time
 AFTER_SUCCESS_S = 1.5
 MEANS_NOTHING = "no --checkpoint: random weights, so the arm's motion means nothing; what you see is the path at work"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--duration", type=positive_number, default=20.0, metavar="S",
-                        help="seconds of motion (default: 20)")
+    parser.add_argument("--duration", type=positive_number, default=30.0, metavar="S",
+                        help="seconds of motion (default: 30)")
     parser.add_argument("--prompt", action="append", metavar="TEXT",
                         help=f"what to do; again and again for several (default: {', then '.join(PROMPTS)})")
     parser.add_argument("--scene", type=int, default=0, metavar="N", help="places, colours and light (default: 0)")
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    import pi05_ros.sim.headless  # noqa: F401 (says so where MuJoCo is missing, before anything starts)
     from pi05_ros.sim.contact_sheet import save_film
     from pi05_ros.sim.processes import share_this_machine, start, stop
 

@@ -15,7 +15,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -59,12 +59,13 @@ class TabletopNode(Node):
         self._awaited: dict[str, int] = {}  # {what is still missing of the answer: stamp of the images}
         self._last_set: list[tuple[Publisher, Image | JointState]] = []
         self._asked_s = self._sent_s = 0.0  # real time, of the last set
+        sensors = QoSProfile(depth=5)  # reliable, which serves best-effort listeners too
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         policy = self.settings.policy
         self._ticks = self.create_publisher(Clock, "/clock", 10)
-        self._images = {camera: self.create_publisher(Image, f"{policy}/{TOPICS[camera]}", qos_profile_sensor_data)
+        self._images = {camera: self.create_publisher(Image, f"{policy}/{TOPICS[camera]}", sensors)
                         for camera in CAMERAS}
-        self._joints = self.create_publisher(JointState, f"{policy}/joint_states", qos_profile_sensor_data)
+        self._joints = self.create_publisher(JointState, f"{policy}/joint_states", sensors)
         self._prompt = self.create_publisher(String, f"{policy}/prompt", latched)
         self._episode = self.create_publisher(DiagnosticStatus, "~/episode", latched)
         (controller,) = self.world.robot.controllers
@@ -84,6 +85,7 @@ class TabletopNode(Node):
         self._begun_ns, self._seed, self._drawn = self.timeline.now_ns, seed, np.random.default_rng([seed, DROP_STREAM])
         self.outcome, self._samples = "running", 0
         self._asked = not self.settings.hear_prompt  # until the policy is told something, nothing is judged
+        self._tick(self.timeline.now_ns)
         if self.settings.say_prompt:
             self._prompt.publish(String(data=task.prompt))
         self._report()
@@ -132,6 +134,9 @@ class TabletopNode(Node):
     def _pass_to(self, time_ns: int) -> None:
         self.world.advance((time_ns - self.timeline.now_ns) * 1e-9)
         self._judge()
+        self._tick(time_ns)
+
+    def _tick(self, time_ns: int) -> None:
         self._ticks.publish(Clock(clock=to_time(time_ns)))
 
     def _remind(self) -> None:
@@ -143,7 +148,7 @@ class TabletopNode(Node):
             return
         self.counts["sent again"] += 1
         self._sent_s = now_s
-        self._ticks.publish(Clock(clock=to_time(self.timeline.now_ns)))
+        self._tick(self.timeline.now_ns)
         for publisher, message in self._last_set:
             publisher.publish(message)
 
