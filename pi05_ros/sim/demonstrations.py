@@ -58,10 +58,11 @@ class Demonstrator:
             for target in self._expert.stray(stray):
                 world.step(target)
         plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
-        states, frames, outcome = [], [], world.outcome
+        states, commands, frames, outcome = [], [], [], world.outcome
         steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
         for step, target in enumerate(plan):
             states.append(world.state)
+            commands.append(world.command)  # row k is where the arm is told to be at step k: action 0 is now
             if step % recording.frame_every == 0:
                 images = world.observe().images
                 frames.append(np.stack([resize_with_pad(images[camera], recording.image_size) for camera in CAMERAS]))
@@ -69,8 +70,8 @@ class Demonstrator:
             outcome = judged if outcome == "running" else outcome
         if outcome != "success":
             return None
-        return Episode(np.stack(frames), np.stack(states), plan, task.prompts, task.kind, seed,
-                       steps, name=f"episode of seed {seed}")
+        return Episode(np.stack(frames), np.stack(states), np.stack(commands).astype(np.float32), task.prompts,
+                       task.kind, seed, steps, name=f"episode of seed {seed}")
 
     def close(self) -> None:
         self._world.close()

@@ -106,6 +106,16 @@ def all_prompts() -> list[str]:
     return [words.format(colour) for wordings in WORDINGS.values() for words in wordings for colour in COLOURS]
 
 
+def understood(prompt: str) -> Task | None:
+    """The task that a prompt says; None for a sentence that is no task's."""
+    for kind, wordings in WORDINGS.items():
+        for colour in COLOURS:
+            for wording, words in enumerate(wordings):
+                if prompt.strip().lower() == words.format(colour):
+                    return Task(kind, colour, wording)
+    return None
+
+
 def judge(task: Task, blocks: BlockRecord) -> Outcome:
     """Success: the block is touched, or pushed far enough and straight enough. Failure: another block was touched or
     moved, or a push went elsewhere."""
