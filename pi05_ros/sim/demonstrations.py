@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pi05_ros.errors import ConfigError
 from pi05_ros.schema import CAMERAS
 from pi05_ros.sim.expert import ScriptedExpert
 from pi05_ros.sim.tasks import KINDS, Task, draw_task
@@ -54,10 +55,13 @@ class Demonstrator:
         recording, world = self._recording, self._world
         task = world.reset(seed, seeded_task(seed, recording.kinds))
         stray = np.random.default_rng([seed, STRAY_STREAM])
-        if stray.random() < recording.astray:
-            for target in self._expert.stray(stray):
-                world.step(target)
-        plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
+        try:
+            if stray.random() < recording.astray:
+                for target in self._expert.stray(stray):
+                    world.step(target)
+            plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
+        except ConfigError:  # it found no way: one seed in thousands must not end a collection
+            return None
         states, frames, outcome = [], [], world.outcome
         steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
         for step, target in enumerate(plan):

@@ -13,6 +13,7 @@ from pi05_ros.sim.variation import AREA_M
 from pi05_ros.sim.world import BLOCK_HEIGHT_M, TabletopWorld
 
 HOVER_M = 0.10  # height of the fingertips on their way over the blocks
+PRESS_M = 0.012  # below a block's top, to where a touch aims: a policy that is off by millimetres still touches
 PUSH_HEIGHT_M = 0.018
 BEHIND_M = 0.055  # from the fingertips to the middle of a block before it is pushed
 PUSH_M = 0.085  # past the block's old middle: tips end 0.055 m short of that, plus some for the servos' lag
@@ -68,7 +69,7 @@ class ScriptedExpert:
         task, blocks = self._world.task, self._world.blocks
         centre = blocks.position[COLOURS.index(task.colour)]
         if not task.ways:
-            return [np.append(centre, HOVER_M), np.append(centre, BLOCK_HEIGHT_M - 0.003)]
+            return [np.append(centre, HOVER_M), np.append(centre, BLOCK_HEIGHT_M - PRESS_M)]
         way = np.array(task.ways[random.integers(len(task.ways))])
         behind = centre - BEHIND_M * way
         return [np.append(behind, HOVER_M), np.append(behind, PUSH_HEIGHT_M),
