@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight-decay", type=float, default=0.01, help="of matrices (default: 0.01)")
     group.add_argument("--clip-norm", type=positive_number, default=1.0, help="of the gradient (default: 1)")
     group.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
+    group.add_argument("--goal-weight", type=float, default=1.0, metavar="W",
+                       help="of the guess of the episode's last action, beside the flow (default: 1)")
     group.add_argument("--no-augment", dest="augment", action="store_false", help="leave the images as they are")
     group.add_argument("--precision", choices=("float32", "bfloat16"),
                              help="of the products (default: bfloat16 on a GPU, float32 on a CPU)")

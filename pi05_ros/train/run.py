@@ -109,14 +109,14 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
         trainer.resume(output / STATE)
     first, begun = trainer.step, time.monotonic()
     saved, losses = begun, list[torch.Tensor]()
-    loss = math.nan
+    loss = goal_loss = math.nan
     with bar("training") as update:
         while trainer.step < settings.steps:
             losses.append(trainer.advance())
             if trainer.step % CHECK_EVERY and trainer.step < settings.steps:
                 continue
-            loss, losses = float(torch.stack(losses).mean()), []
-            if not math.isfinite(loss):
+            (loss, goal_loss), losses = torch.stack(losses).mean(dim=0).tolist(), []
+            if not math.isfinite(loss + goal_loss):
                 raise ConfigError("loss", expected="a number", received=f"{loss} before step {trainer.step}",
                                   way_out="Lower --learning-rate; the state saved last is from before.")
             update(trainer.step, settings.steps)
@@ -130,7 +130,7 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
     trainer.save(output / STATE)
     file = write_checkpoint(trainer, prepared, output, dtype)
     figures = {"step": trainer.step, "steps": settings.steps, "finished": trainer.step >= settings.steps, "loss": loss,
-               "action_error": action_error(trainer, trainer.samples),
+               "goal_loss": goal_loss, "action_error": action_error(trainer, trainer.samples),
                "parameters": sum(parameter_counts(prepared.transforms.config).values()),
                "checkpoint_bytes": file.stat().st_size, "frames": len(prepared.samples),
                "steps_per_second": (trainer.step - first) / seconds if trainer.step > first else 0.0}
