@@ -17,7 +17,7 @@ from pi05_ros.train.dataset import Episode
 from pi05_ros.transforms.images import resize_with_pad
 
 EXPERT_STREAM, STRAY_STREAM, PUSHED_STREAM = 4, 5, 6  # of the seed; the world draws from 0 to 3
-PUSHED_RAD = np.array([0.02, 0.02, 0.02, 0.01, 0.02, 0.01])  # deviation of the joints' disturbance: tips move about 1 cm
+PUSHED_RAD = np.array([0.02, 0.02, 0.02, 0.01, 0.02, 0.01])  # of the joints' disturbance: tips move about 1 cm
 PUSHED_KEPT = 0.9  # share of it that is left a control step later
 ROUND = 8  # seeds in flight for each process: bounds the memory that waits
 
@@ -32,8 +32,8 @@ class Recording:
         frame_every: control steps from one set of frames to the next.
         astray: share of episodes whose recording begins anywhere on the table, not where the arm begins. Without them
             the joints alone tell where a motion leads, and nothing tells the way back from a wrong place.
-        pushed: strength of a slowly changing disturbance of what the arm is told, 1 as in PUSHED_RAD; the recorded actions
-            are without it. They lead back from where a policy's own errors would take the arm (DART, Laskey 2017).
+        pushed: strength of a slowly changing disturbance of what the arm is told, 1 as in PUSHED_RAD; the recorded
+            actions are without it. They lead back from where a policy's own errors take the arm (DART, Laskey 2017).
     """
 
     kinds: tuple[str, ...] = KINDS

@@ -25,8 +25,8 @@ STRAY_CLEAR_M = 0.055  # from a low place to the nearest block's middle: half a 
 STRAY_ABOVE_M = 0.055  # lowest a place nearer than that may be
 STRAY_NEAR_M = 0.03  # deviation of the half of the places that are about where the arm will come down
 # The arm comes straight to where it works from inside a cone over that place, else it goes up first: a policy that has
-# strayed a little is led back without a jump. Radius at the place, and its growth with height: a push must not come down on
-# the block, a touch may.
+# strayed a little is led back without a jump. Radius at the place, and its growth with height: a push must not come
+# down on the block, a touch may.
 TOUCH_CONE, PUSH_CONE = (0.02, 0.8), (0.012, 0.3)
 Move = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CLOSED_M = 0.0
@@ -49,7 +49,7 @@ class ScriptedExpert:
         return self._along([self._over, self._straight, self._straight], goals, cone=self._cone)
 
     def stray(self, random: np.random.Generator) -> np.ndarray:
-        """float64 [T, 7]: to some place on the table or near where the task begins, high or low, clear of the blocks."""
+        """float64 [T, 7]: to a place on the table or near where the task begins, high or low, clear of the blocks."""
         if random.random() < 0.5:
             place = random.uniform(AREA_M[:, 0], AREA_M[:, 1])
         else:

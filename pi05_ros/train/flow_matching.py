@@ -1,5 +1,5 @@
-"""The loss that makes a pi0.5: flow matching on action chunks, time 1 noise and time 0 action (PI05_SPEC section 6); and
-one that teaches its prefix where the episode leads."""
+"""The loss that makes a pi0.5: flow matching on action chunks, time 1 noise and time 0 action (PI05_SPEC section 6);
+and one that teaches its prefix where the episode leads."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Batch:
     """B samples. Cameras that the robot lacks and slots that pad every prompt are left out, which is exact.
 
     pixels float32 [B, N, 3, s, s] in [-1, 1]; tokens int64 [B, L], token_mask bool [B, L]; actions float32 [B, H, A],
-    normalised and zero padded; goals float32 [B, A], the last action of each episode, likewise; noise float32 [B, H, A];
-    time float32 [B].
+    normalised and zero padded; goals float32 [B, A], the last action of each episode, likewise; noise float32
+    [B, H, A]; time float32 [B].
     """
 
     pixels: Tensor

@@ -25,7 +25,7 @@ GPU_SHARE = 0.5  # of the free memory that images may take; larger data sets sta
 @dataclass(frozen=True, eq=False)
 class Samples:
     """F frames: images uint8 [F, N, s, s, 3] of the cameras that are there, tokens int64 [F, L] and their mask bool
-    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: the episode's last, likewise."""
+    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: each episode's last action."""
 
     images: Tensor
     tokens: Tensor

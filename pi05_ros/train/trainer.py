@@ -81,7 +81,8 @@ class Trainer:
         """Replace `file` by the state of now."""
         file.parent.mkdir(parents=True, exist_ok=True)
         state = {"step": self.step, "settings": asdict(self.settings), "identity": self.identity,
-                 "model": self.model.state_dict(), "head": self.head.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict()}
+                 "model": self.model.state_dict(), "head": self.head.state_dict(),
+                 "average": self.average, "optimizer": self.optimizer.state_dict()}
         part = file.with_suffix(".part")
         torch.save(state, part)
         os.replace(part, file)

@@ -59,8 +59,8 @@ class StandIn:
 def test_the_loss_by_hand():
     """One sample, one step, two real dimensions and one of padding."""
     batch = Batch(torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool),
-                  actions=torch.tensor([[[1.0, -1.0, 0.0]]]), goals=torch.tensor([[2.0, 1.0, 0.0]]), noise=torch.tensor([[[3.0, 2.0, 9.0]]]),
-                  time=torch.tensor([0.25]))
+                  actions=torch.tensor([[[1.0, -1.0, 0.0]]]), goals=torch.tensor([[2.0, 1.0, 0.0]]),
+                  noise=torch.tensor([[[3.0, 2.0, 9.0]]]), time=torch.tensor([0.25]))
     model = StandIn()
     flow, goal = losses(model, lambda cache: torch.tensor([[1.0, 3.0, 7.0]]), batch, robot_action_dim=2)
     # x = 0.25 noise + 0.75 action = 1.5 and -0.25; v = x + 0.25 = 1.75 and 0; noise - action = 2 and 3.
