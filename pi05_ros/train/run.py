@@ -86,15 +86,16 @@ def prepare(directory: Path, robot: Robot, settings: TrainSettings, bar: Bar, he
                     hashlib.sha256(content).hexdigest())
 
 
-def make_trainer(prepared: Prepared, settings: TrainSettings, device: torch.device) -> Trainer:
+def make_trainer(prepared: Prepared, settings: TrainSettings, device: torch.device, compiled: bool = False) -> Trainer:
     robot_action_dim = prepared.transforms.robot.action_dim
     model = initial_model(prepared.transforms.config, robot_action_dim, state_token_ids(prepared.tokenizer),
                           settings.seed)
-    return Trainer(model, prepared.samples.to(device), settings, robot_action_dim, prepared.identity)
+    return Trainer(model, prepared.samples.to(device), settings, robot_action_dim, prepared.identity,
+                   compiled)
 
 
 def train(prepared: Prepared, settings: TrainSettings, output: Path, device: torch.device, bar: Bar,
-          until: float = math.inf, dtype: str = "bfloat16") -> dict[str, Any]:
+          until: float = math.inf, dtype: str = "bfloat16", compiled: bool = False) -> dict[str, Any]:
     """Train to the last step, or until the monotonic clock shows `until`; resume what lies in `output`, and write the
     averaged weights there as a checkpoint.
 
@@ -104,7 +105,7 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
     Raises:
         ConfigError: the loss is no number any more, or the run in `output` has other settings.
     """
-    trainer = make_trainer(prepared, settings, device)
+    trainer = make_trainer(prepared, settings, device, compiled)
     if (output / STATE).exists():
         trainer.resume(output / STATE)
     first, begun = trainer.step, time.monotonic()
