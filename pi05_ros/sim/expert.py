@@ -14,6 +14,7 @@ from pi05_ros.sim.world import BLOCK_HEIGHT_M, TabletopWorld
 
 HOVER_M = 0.10  # height of the fingertips on their way over the blocks
 PRESS_M = 0.012  # below a block's top, to where a touch aims: a policy that is off by millimetres still touches
+FORK_M = 0.12  # height over a block that may go either way: both ways down begin there, and their mean meets the block
 PUSH_HEIGHT_M = 0.018
 BEHIND_M = 0.055  # from the fingertips to the middle of a block before it is pushed
 PUSH_M = 0.085  # past the block's old middle: tips end 0.055 m short of that, plus some for the servos' lag
@@ -88,7 +89,8 @@ class ScriptedExpert:
             return [np.append(centre, HOVER_M), np.append(centre, BLOCK_HEIGHT_M - PRESS_M)]
         way = np.array(task.ways[random.integers(len(task.ways))])
         behind = centre - BEHIND_M * way
-        return [np.append(behind, HOVER_M), np.append(behind, PUSH_HEIGHT_M),
+        above = np.append(behind, HOVER_M) if len(task.ways) == 1 else np.append(centre, FORK_M)
+        return [above, np.append(behind, PUSH_HEIGHT_M),
                 np.append(centre + (PUSH_M - BEHIND_M + 0.02) * way, PUSH_HEIGHT_M)]
 
     def _over(self, joints: np.ndarray, goal: np.ndarray) -> np.ndarray:
