@@ -13,7 +13,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 DIRECTIONS = {"left": (0.0, 1.0), "right": (0.0, -1.0), "forward": (1.0, 0.0)}  # x forward, y left, seen by the robot
 Outcome = Literal["running", "success", "failure"]
 
-PUSH_DISTANCE_M = 0.06  # how far a pushed block must have moved
+PUSH_DISTANCE_M = 0.05  # how far a pushed block must have moved
 PUSH_DRIFT_M = 0.04  # and at most across, or the wrong way
 DISTURBED_M = 0.02  # a block that moved further, and should not have, is a failure
 
