@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pi05_ros.config import Pi05Config
     from pi05_ros.model.pi05 import PrefixCache
+    from pi05_ros.model.quant_config import Quantisation
     from pi05_ros.model.weights import Progress, WeightSource
 
 STAGES = ("images", "vision", "prefix", "expert")
@@ -65,6 +66,7 @@ class StageSet:
     config: Pi05Config
     device: torch.device
     names: Mapping[str, str]
+    quantisation: Quantisation | None = None
 
 
 def parse_choice(choice: str) -> dict[str, str]:
@@ -102,7 +104,7 @@ def build(choice: str, source: WeightSource, device: str | torch.device = "cpu",
         module = importlib.import_module(BACKENDS[name])
         built[name] = module.build(stages, source, device, dtype, resize, on_progress)
     return StageSet(**{stage: built[name] for stage, name in chosen.items()}, config=source.config, device=device,
-                    names=chosen)
+                    names=chosen, quantisation=source.quantisation)
 
 
 def check_device(device: str | torch.device) -> torch.device:
