@@ -59,7 +59,7 @@ class Api:
 
         class Logger(base):  # type: ignore[misc,valid-type]
             def __init__(self) -> None:
-                base.__init__(self)
+                super().__init__()
 
             def log(self, severity: Any, text: str) -> None:
                 log(severity.name.lower(), text)
@@ -75,7 +75,7 @@ class Api:
 
         class Monitor(base):  # type: ignore[misc,valid-type]
             def __init__(self) -> None:
-                base.__init__(self)
+                super().__init__()
 
             def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
                 start(phase, parent, steps)

@@ -81,11 +81,6 @@ def gpu_name(name: str, capability: tuple[int, int], multiprocessors: int) -> st
     return f"{name}, sm_{capability[0]}{capability[1]}, {multiprocessors} SMs"
 
 
-def capability_of(gpu: str) -> str:
-    """"sm_90" of either form of `PlanKey.gpu`."""
-    return next((part.strip() for part in gpu.split(",") if part.strip().startswith("sm_")), gpu)
-
-
 def write_plan(directory: Path, entry: PlanEntry, plan: Any) -> PlanEntry:
     """Store it; returns the entry with its file, hash and size. An older engine of the same key goes away.
 
@@ -149,7 +144,7 @@ def read_entry(path: Path) -> PlanEntry | None:
         raise _damaged(path, f"format '{stored['format']}', not '{FORMAT}'")
     try:
         key = PlanKey(**stored.pop("key"))
-        sides = {side: tuple(_spec(tensor) for tensor in stored.pop(side)) for side in ("inputs", "outputs")}
+        sides: dict[str, Any] = {side: tuple(_spec(tensor) for tensor in stored.pop(side)) for side in ("inputs", "outputs")}
         entry = PlanEntry(key=key, **sides, **stored, directory=path.parent)
         whole = bool(entry.file) and Path(entry.file).name == entry.file and isinstance(entry.bytes, int)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -160,7 +155,8 @@ def read_entry(path: Path) -> PlanEntry | None:
 
 
 def _spec(stored: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+    whole: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return TensorSpec(**whole)
 
 
 def read_plan(entry: PlanEntry) -> bytes:

@@ -14,7 +14,8 @@ from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.build import way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog
 from pi05_ros.backends.tensorrt.names import TensorSpec
-from pi05_ros.backends.tensorrt.plan_cache import PlanEntry, capability_of, read_plan
+from pi05_ros.backends.tensorrt.plan_cache import PlanEntry, read_plan
+from pi05_ros.backends.tensorrt.select import same_gpu
 from pi05_ros.errors import BackendError
 
 ALIGNMENT = 256  # bytes, of memory and addresses
@@ -31,8 +32,7 @@ def check_entry(api: Api, entry: PlanEntry, gpu: str) -> None:
     if key.version != api.version:
         raise BackendError(f"engine '{entry.path}'", expected=f"one built by the installed TensorRT {api.version}",
                            received=f"one built by {key.version}", way_out=again, cause="engine_version")
-    portable = key.gpu == capability_of(key.gpu)  # built for a compute capability, not for this board
-    if key.gpu != (capability_of(gpu) if portable else gpu):
+    if not same_gpu(key.gpu, gpu):
         raise BackendError(f"engine '{entry.path}'", expected=f"one built for this GPU ({gpu})",
                            received=f"one built for {key.gpu}", way_out=again, cause="engine_gpu")
 
