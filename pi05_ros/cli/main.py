@@ -17,8 +17,8 @@ from pi05_ros import __version__
 from pi05_ros.cli.report import Report, console
 from pi05_ros.errors import BackendError, ConfigError, Pi05Error
 
-VERBS = ("benchmark", "collect", "conformance", "demo", "evaluate", "infer", "inspect", "record", "replay", "soak",
-         "train")
+VERBS = ("benchmark", "build", "collect", "conformance", "demo", "engines", "evaluate", "infer", "inspect", "record",
+         "replay", "soak", "train")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:

@@ -72,8 +72,8 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     config = builder.create_builder_config()
     configure(api, config, graph, options)
     config.add_optimization_profile(make_profile(builder, network, graph))
-    cache = config.create_timing_cache(timing_cache)
-    if not config.set_timing_cache(cache, False):  # of another GPU or release: begin a new one
+    cache = None if api.just_in_time else config.create_timing_cache(timing_cache)  # RTX measures nothing here
+    if cache is not None and not config.set_timing_cache(cache, False):  # of another GPU or release: begin a new one
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     phases = PhaseProgress(progress)
@@ -93,7 +93,7 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
                            received=f"{len(fallbacks)} of higher precision: " + "; ".join(map(str, fallbacks[:5])),
                            way_out="Take a newer TensorRT, another --dtype, or --allow-fallback to run it as it is.")
     return Built(plan, inputs, outputs, wanted, inspected, tuple(layers), tuple(fallbacks), seen(wanted, layers),
-                 memory, tuple(log.lines), time.monotonic() - began, config.get_timing_cache().serialize())
+                 memory, tuple(log.lines), time.monotonic() - began, b"" if cache is None else cache.serialize())
 
 
 def parse(trt: Any, network: Any, logger: Any, log: BuildLog, onnx_file: Path) -> None:

@@ -144,7 +144,7 @@ def read_entry(path: Path) -> PlanEntry | None:
         raise _damaged(path, f"format '{stored['format']}', not '{FORMAT}'")
     try:
         key = PlanKey(**stored.pop("key"))
-        sides: dict[str, Any] = {side: tuple(_spec(tensor) for tensor in stored.pop(side)) for side in ("inputs", "outputs")}
+        sides: dict[str, Any] = {side: tuple(map(_spec, stored.pop(side))) for side in ("inputs", "outputs")}
         entry = PlanEntry(key=key, **sides, **stored, directory=path.parent)
         whole = bool(entry.file) and Path(entry.file).name == entry.file and isinstance(entry.bytes, int)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -155,7 +155,7 @@ def read_entry(path: Path) -> PlanEntry | None:
 
 
 def _spec(stored: Mapping[str, Any]) -> TensorSpec:
-    whole: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    whole: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return TensorSpec(**whole)
 
 
@@ -175,6 +175,11 @@ def read_plan(entry: PlanEntry) -> bytes:
 def _damaged(path: Path, received: str) -> BackendError:
     return BackendError(f"engine '{path}'", expected="a whole file of `pi05 build`", received=received,
                         way_out=f"Delete it (rm '{path}') and run `pi05 build` again.", cause="damaged_engine")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Beside an engine: its build log, its layers."""
+    _write(path, text.encode())
 
 
 def read_timing_cache(directory: Path, flavour: str, version: str, gpu: str) -> bytes:

@@ -136,8 +136,8 @@ class TensorRtStages:
 
 def check_guidance(guidance: Guidance) -> None:
     if guidance.trained or guidance.jacobian != "identity":
-        raise BackendError("guidance", expected="the identity Jacobian on TensorRT, whose engines have one flow time for "
-                           "all rows and no backward pass", way_out="Use expert=eager.",
+        raise BackendError("guidance", expected="the identity Jacobian: engines have one flow time for all rows and no "
+                           "backward pass", way_out="Use expert=eager.",
                            received="trained real-time chunking" if guidance.trained else repr(guidance.jacobian))
 
 
