@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 STAGES = ("images", "vision", "prefix", "expert")
 # name -> module with `build(stages, source, device, dtype, resize, on_progress) -> Stages`
-BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.build"}
+BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.build",
+            "tensorrt": "pi05_ros.backends.tensorrt.load", "tensorrt_rtx": "pi05_ros.backends.tensorrt.load_rtx"}
 
 
 class Stages(Protocol):
@@ -35,7 +36,8 @@ class Stages(Protocol):
     A result may lie in a static buffer that the same stage overwrites in its next call; who needs it longer copies it.
     All work goes to the caller's current stream. `overlaps` says that calls of different stages may run at the same
     time on different streams: then no stage writes where another reads, so a stage takes what it is given into
-    buffers of its own (`denoise` must not work on the memory that `prefill` returns).
+    buffers of its own (`denoise` must not work on the memory that `prefill` returns). `takes_padding` (True where it is
+    not said) says that masked cameras and prompt slots may be among the inputs.
     """
 
     overlaps: bool
