@@ -54,6 +54,7 @@ setup(
             "ros-diagnostic-msgs==5.3.6",
             "ros-lifecycle-msgs==2.0.3",
             "ros-rcl-interfaces==2.0.3",
+            "ros-rosgraph-msgs==2.0.3",
             "ros-sensor-msgs==5.3.6",
             "ros-std-msgs==5.3.6",
             "ros-std-srvs==5.3.6",
@@ -83,7 +84,7 @@ setup(
         "console_scripts": [
             "pi05 = pi05_ros.cli.main:main",
             "policy_node = pi05_ros.ros.node:main",
-            "sim_robot = pi05_ros.sim.robot_node:main",
+            "sim_robot = pi05_ros.sim.sim_robot:main",
         ],
     },
 )

@@ -1,6 +1,7 @@
 """Start the policy node and bring it to `active`.
 
     ros2 launch pi05_ros policy.launch.py robot:=aloha checkpoint:=/path/to/checkpoint device:=cuda dtype:=bfloat16
+    ros2 launch pi05_ros policy.launch.py sim:=true checkpoint:=/path/to/checkpoint prompt:="touch the red block"
 
 Topics are the node's private names; connect a robot by remapping with the *_topic arguments.
 """
@@ -11,7 +12,7 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
@@ -39,6 +40,12 @@ TOPICS = {
 OTHERS = {
     "namespace": ("", "Namespace of the node.", None),
     "params_file": (PARAMS_FILE, "Parameter file; the arguments above override it.", None),
+    "sim": ("false", "Start the simulated tabletop too; its robot and its clock are then the policy's.",
+            ("true", "false")),
+    "sim_seed": ("0", "With sim: its first episode; the service /tabletop/reset begins the next.", None),
+    "sim_speed": ("1.0", "With sim: simulated seconds in a second; 0: as fast as it goes.", None),
+    "sim_lockstep": ("false", "With sim: its time stands still until the policy answers a set of images.",
+                     ("true", "false")),
     "autostart": ("true", "Configure and activate at once.", ("true", "false")),
     "use_sim_time": ("false", "Take the time from /clock.", ("true", "false")),
     "use_respawn": ("false", "Start the node again if it dies (it comes back unconfigured).", ("true", "false")),
@@ -64,32 +71,51 @@ def start(context) -> list:
     overrides = {name: given(name) for name in PARAMETERS if given(name)}
     if "denoising_steps" in overrides:
         overrides["denoising_steps"] = whole_number("denoising_steps", overrides["denoising_steps"], 1, 50)
+    sim = given("sim") == "true"
+    if sim:
+        overrides.setdefault("robot", "tabletop")
     node = LifecycleNode(
         package="pi05_ros",
         executable="policy_node",
         name="pi05_policy",
         namespace=given("namespace"),
-        parameters=[given("params_file"), {"use_sim_time": given("use_sim_time") == "true"}, overrides],
+        parameters=[given("params_file"), {"use_sim_time": sim or given("use_sim_time") == "true"}, overrides],
         remappings=[(private, given(name)) for name, private in TOPICS.items() if given(name)],
         arguments=["--ros-args", "--log-level", given("log_level")],
         respawn=given("use_respawn") == "true",
         output="screen",
         emulate_tty=True,
     )
-    recorder = [recording(given)] if given("record") == "true" else []
+    first = [recording(given)] if given("record") == "true" else []
+    first += [simulated(given)] if sim else []
     if given("autostart") != "true":
-        return [*recorder, node]
+        return [*first, node]
     activate = RegisterEventHandler(OnStateTransition(
         target_lifecycle_node=node, start_state="configuring", goal_state="inactive",
         entities=[change(node, Transition.TRANSITION_ACTIVATE)]))
-    return [*recorder, node, activate, change(node, Transition.TRANSITION_CONFIGURE)]
+    return [*first, node, activate, change(node, Transition.TRANSITION_CONFIGURE)]
+
+
+def policy_name(given) -> str:
+    name = f"{given('namespace').rstrip('/')}/pi05_policy"
+    return name if name.startswith("/") else f"/{name}"
+
+
+def simulated(given) -> Node:
+    """On the node's own topics, whatever they are remapped to."""
+    name = policy_name(given)
+    return Node(package="pi05_ros", executable="sim_robot", name="tabletop", output="screen",
+                parameters=[{"policy": name, "seed": whole_number("sim_seed", given("sim_seed"), 0, 2**31 - 1),
+                             "speed": float(given("sim_speed")), "lockstep": given("sim_lockstep") == "true",
+                             "image_rate_hz": 4.0 if given("sim_lockstep") == "true" else 10.0}],
+                remappings=[(f"{name}/{private[2:]}", given(topic)) for topic, private in TOPICS.items()
+                            if given(topic)])
 
 
 def recording(given) -> ExecuteProcess:
     """It finds the node's topics, also remapped ones, by asking ROS."""
-    name = f"{given('namespace').rstrip('/')}/pi05_policy"
     return ExecuteProcess(cmd=["ros2", "run", "pi05_ros", "pi05", "record", *filter(None, [given("bag")]), "--node",
-                               name if name.startswith("/") else f"/{name}"], output="screen", sigterm_timeout="30")
+                               policy_name(given)], output="screen", sigterm_timeout="30")
 
 
 def change(node: LifecycleNode, transition: int) -> EmitEvent:

@@ -50,6 +50,11 @@ if [ -z "$python" ]; then
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || install_system_packages "python$version-venv"
 
+# The simulated robot's cameras are drawn by OpenGL without a screen: by a GPU's driver, or in software.
+if [[ " $* " == *" sim "* && -z "${MUJOCO_GL:-}" ]] && ! ldconfig -p | grep 'libEGL_\(mesa\|nvidia\)' >/dev/null; then
+    install_system_packages libegl1 libegl-mesa0 libgl1-mesa-dri
+fi
+
 extras="ros $*" site=()
 if [ -n "${ROS_DISTRO:-}" ]; then
     "$python" -c 'import rclpy' 2>/dev/null || {

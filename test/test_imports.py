@@ -40,7 +40,9 @@ ALLOWED = {
     "train": f"{BELOW} sentencepiece",
     "benchmark": BELOW,
     "benchmark.end_to_end": f"{BELOW} benchmark {ROS}",
-    "quantize": f"{BELOW} modelopt",
+    "quantize": BELOW,
+    "quantize.modelopt": f"{BELOW} quantize modelopt",
+    "quantize.recorded": f"{BELOW} quantize bag train.dataset train.statistics",
     "cli": f"{BELOW} sim bag train benchmark quantize",
     "cli.demo": f"{BELOW} cli sim bag train benchmark quantize {ROS}",
     "cli.soak": f"{BELOW} cli sim {ROS}",
@@ -192,7 +194,7 @@ def test_the_checker_sees(module, source, name):
 @pytest.mark.parametrize(("module", "source"), [
     ("runtime.policy", "import numpy as np\nfrom pi05_ros.backends import base"),
     ("backends.cuda.kernels.glu", "import triton.language as tl\nfrom pi05_ros.model import gemma"),
-    ("cli.demo", "import rclpy\nfrom pi05_ros import __version__\nfrom pi05_ros.sim import robot_node"),
+    ("cli.demo", "import rclpy\nfrom pi05_ros import __version__\nfrom pi05_ros.sim import tabletop_node"),
 ])
 def test_the_checker_passes(module, source):
     assert not violations(module, source)

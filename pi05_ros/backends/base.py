@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from pi05_ros.config import Pi05Config
     from pi05_ros.model.pi05 import PrefixCache
+    from pi05_ros.model.quant_config import Quantisation
     from pi05_ros.model.weights import Progress, WeightSource
 
 STAGES = ("images", "vision", "prefix", "expert")
 # name -> module with `build(stages, source, device, dtype, resize, on_progress) -> Stages`
-BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.build"}
+BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.build",
+            "tensorrt": "pi05_ros.backends.tensorrt.load", "tensorrt_rtx": "pi05_ros.backends.tensorrt.load_rtx"}
 
 
 class Stages(Protocol):
@@ -34,7 +36,8 @@ class Stages(Protocol):
     A result may lie in a static buffer that the same stage overwrites in its next call; who needs it longer copies it.
     All work goes to the caller's current stream. `overlaps` says that calls of different stages may run at the same
     time on different streams: then no stage writes where another reads, so a stage takes what it is given into
-    buffers of its own (`denoise` must not work on the memory that `prefill` returns).
+    buffers of its own (`denoise` must not work on the memory that `prefill` returns). `takes_padding` (True where it is
+    not said) says that masked cameras and prompt slots may be among the inputs.
     """
 
     overlaps: bool
@@ -65,6 +68,7 @@ class StageSet:
     config: Pi05Config
     device: torch.device
     names: Mapping[str, str]
+    quantisation: Quantisation | None = None
 
 
 def parse_choice(choice: str) -> dict[str, str]:
@@ -102,7 +106,7 @@ def build(choice: str, source: WeightSource, device: str | torch.device = "cpu",
         module = importlib.import_module(BACKENDS[name])
         built[name] = module.build(stages, source, device, dtype, resize, on_progress)
     return StageSet(**{stage: built[name] for stage, name in chosen.items()}, config=source.config, device=device,
-                    names=chosen)
+                    names=chosen, quantisation=source.quantisation)
 
 
 def check_device(device: str | torch.device) -> torch.device:

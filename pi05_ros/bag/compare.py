@@ -80,4 +80,7 @@ def compare(replayed: Iterable[Replayed], names: tuple[str, ...]) -> Comparison:
 
 
 def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Of those that were recorded; empty if none was."""
+    if not len(values := values[np.isfinite(values)]):
+        return {}
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 99)}

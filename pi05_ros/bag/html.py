@@ -17,17 +17,20 @@ table{border-collapse:collapse}td,th{padding:.2em 1em .2em 0;text-align:left;bor
 svg{max-width:100%;height:auto}text{font:12px system-ui,sans-serif;fill:#444}h2{margin-top:2em}"""
 
 
-def page(found: Comparison, bag: str, model: str, changed: Mapping[str, Any]) -> str:
-    """The whole page."""
+def page(found: Comparison, bag: str, model: str, changed: Mapping[str, Any], against: str = "chunks") -> str:
+    """The whole page. against: what the chunks were compared with, `chunks` or `joints`."""
     chunks, same = len(found.identical), int(found.identical.sum())
-    verdict = ("All chunks came out bit for bit as recorded." if same == chunks else
+    verdict = (f"{chunks} chunks beside what the joints did next; the largest difference is {found.largest:.3g}."
+               if against == "joints" else
+               "All chunks came out bit for bit as recorded." if same == chunks else
                f"{same} of {chunks} chunks came out bit for bit as recorded; the largest error of an action is "
                f"{found.largest:.3g}.")
     rows = [("bag", bag), ("replayed with", model), ("changed", ", ".join(f"{k} = {v}" for k, v in changed.items())
                                                      or "nothing"),
             ("chunks replayed", chunks), ("not replayable", len(found.missing))]
     for name, values in (("recorded", found.recorded_ms), ("replayed", found.replayed_ms)):
-        rows.append((f"latency {name}", ", ".join(f"{q} {ms:.2f} ms" for q, ms in percentiles(values).items())))
+        said = ", ".join(f"{q} {ms:.2f} ms" for q, ms in percentiles(values).items())
+        rows.append((f"latency {name}", said or "not recorded"))
     missing = "".join(f"<li>{escape(why)}</li>" for why in found.missing)
     steps = np.arange(found.errors.shape[1], dtype=float)
     parts = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcap.exceptions import EndOfFile, McapError
-from mcap.records import Channel, Message, Schema
+from mcap.records import Channel, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader
 
 from pi05_ros.errors import BagError
@@ -31,6 +31,27 @@ def bag_files(bag: Path) -> list[Path]:
         raise BagError(f"bag {bag}", expected="an mcap file, or a directory with some", received="none",
                        way_out="Convert other storages first: ros2 bag convert, with storage_id mcap.")
     return files
+
+
+def read_about(bag: Path) -> dict[str, str]:
+    """What our recorder wrote at the beginning of the first file; empty for a bag of another one.
+
+    Raises:
+        BagError: not mcap.
+    """
+    path = bag_files(bag)[0]
+    try:
+        with path.open("rb") as stream:
+            for record in StreamReader(stream).records:
+                if isinstance(record, Metadata) and record.name == "pi05_ros":
+                    return dict(record.metadata)
+                if isinstance(record, Message):
+                    return {}
+    except (EndOfFile, struct.error):
+        return {}
+    except (OSError, McapError, KeyError, ValueError) as error:
+        raise _broken(path, error) from error
+    return {}
 
 
 def read_messages(bag: Path) -> Iterator[Recorded]:
@@ -56,5 +77,9 @@ def read_messages(bag: Path) -> Iterator[Recorded]:
         except (EndOfFile, struct.error):  # both are what mcap says
             continue  # its recorder was killed
         except (OSError, McapError, KeyError, ValueError) as error:
-            raise BagError(f"bag file {path}", expected="an mcap file", received=f"{type(error).__name__}: {error}",
-                           way_out="Recover what can be read: mcap recover.") from error
+            raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> BagError:
+    return BagError(f"bag file {path}", expected="an mcap file", received=f"{type(error).__name__}: {error}",
+                    way_out="Recover what can be read: mcap recover.")

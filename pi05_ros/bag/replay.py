@@ -6,10 +6,10 @@ import json
 import struct
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -27,9 +27,10 @@ from pi05_ros.ros.conversions import JointReader, image_decoder
 from pi05_ros.ros.subscriptions import assembler
 from pi05_ros.ros.wire_images import Reader, read_compressed_image, read_image
 from pi05_ros.runtime.chunking import JointLimits
+from pi05_ros.runtime.joining import tail_of
 from pi05_ros.runtime.mailbox import Stamped
 from pi05_ros.runtime.policy import Policy
-from pi05_ros.schema import CAMERAS, ActionChunk
+from pi05_ros.schema import CAMERAS, ActionChunk, Guidance, Jacobian, Observation, Schedule
 
 STAMP = "input_stamp_ns."
 
@@ -96,6 +97,8 @@ def _add_chunk(run: Run, cdr: bytes) -> None:
             actions = np.frombuffer(b64decode(values["actions_float32"], validate=True), "<f4").reshape(shape)
             for key in ("seed", "chunk_index", "denoising_steps", "epoch", "observation_stamp_ns"):
                 int(values[key])
+            if values.get("guidance", "none") != "none":
+                [float(values[f"guidance_{key}"]) for key in ("delay", "end", "beta")]
             stamps = {key.removeprefix(STAMP): int(ns) for key, ns in values.items() if key.startswith(STAMP)}
             run.made.append(Made({"prompt": values["prompt"], **values}, stamps, actions))
         except (KeyError, ValueError) as error:
@@ -141,13 +144,12 @@ def replay(bag: Path, topics: Mapping[str, str], run: Run, policy: Policy,
             users.setdefault((slot, stamp), []).append(made)
     held: dict[tuple[str, int], Recorded] = {}
     ambiguous: set[tuple[str, int]] = set()
-    slots = {topic: slot for slot, topic in topics.items() if slot in (*CAMERAS, STATE)}
-    slots |= {f"{topic}/compressed": slot for topic, slot in slots.items() if slot in CAMERAS}
-    make = _Maker(policy)
+    slots = input_slots(topics)
+    make = _Maker(policy, run.made)
     for message in read_messages(bag):
         if message.topic not in slots:
             continue
-        key = slots[message.topic], _stamp_ns(message)
+        key = slots[message.topic], stamp_of(message)
         if key not in users:
             continue
         if key in held and held[key].data != message.data:
@@ -171,21 +173,41 @@ def replay(bag: Path, topics: Mapping[str, str], run: Run, policy: Policy,
 class _Maker:
     """Does for a recorded chunk what the node's subscriptions and loop did."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, made: Sequence[Made]) -> None:
         self._policy = policy
         robot = policy.robot
         self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))
         self._assemble = assembler(image_decoder()[0])
+        self._made = {(one.values["epoch"], one.values["chunk_index"]): one for one in made}
 
     def __call__(self, made: Made, inputs: Mapping[str, Recorded], num_steps: int | None) -> Replayed:
-        if (guided := made.values.get("guidance", "none")) != "none":
-            return Replayed(made, None, f"guided ({guided}) by a chunk that is not in its provenance")
         taken = {slot: Stamped(self._read(slot, message), made.stamps_ns[slot], message.time_ns)
                  for slot, message in inputs.items()}
-        observation = self._assemble(taken, made.values["prompt"])
+        observation, guidance = self._assemble(taken, made.values["prompt"]), None
+        if made.values.get("guidance", "none") != "none":
+            before = self._made.get((made.values["epoch"], made.values.get("guidance_previous_index", "")))
+            if before is None:
+                return Replayed(made, None, "guided by a chunk that is not in the bag")
+            guidance = self._guidance(made.values, before, observation)
         chunk = self._policy.infer(observation, num_steps or int(made.values["denoising_steps"]),
-                                   seed=int(made.values["seed"]), chunk_index=int(made.values["chunk_index"]))
+                                   seed=int(made.values["seed"]), chunk_index=int(made.values["chunk_index"]),
+                                   guidance=guidance)
         return Replayed(made, chunk)
+
+    def _guidance(self, values: Mapping[str, str], before: Made, observation: Observation) -> Guidance:
+        """As the loop made it: from the chunk before as it was recorded."""
+        config = self._policy.config
+        normalised = np.zeros((config.action_horizon, config.action_dim), np.float32)
+        previous = ActionChunk(before.actions, normalised, int(before.values["observation_stamp_ns"]),
+                               self._policy.robot.control_period_s, "", 0, 0, 0)
+        tail, _ = tail_of(previous, observation, self._policy.transforms.encode_actions)
+        kind, schedule = values["guidance"], values["guidance_schedule"]
+        if kind not in (*get_args(Jacobian), "trained") or schedule not in get_args(Schedule):
+            raise BagError("provenance", expected="guidance as the node writes it", received=f"{kind}, {schedule}",
+                           way_out="Replay with the version that recorded.")
+        return Guidance(tail, int(values["guidance_delay"]), int(values["guidance_end"]), cast(Schedule, schedule),
+                        float(values["guidance_beta"]), cast(Jacobian, "identity" if kind == "trained" else kind),
+                        trained=kind == "trained")
 
     def _read(self, slot: str, message: Recorded) -> Any:
         if slot == STATE:
@@ -193,8 +215,14 @@ class _Maker:
         return (read_compressed_image if message.type.endswith("CompressedImage") else read_image)(message.data)
 
 
-def _stamp_ns(message: Recorded) -> int:
-    """Both kinds of image and JointState begin with a header."""
+def input_slots(topics: Mapping[str, str]) -> dict[str, str]:
+    """{topic: slot} of cameras, compressed or not, and joints."""
+    slots = {topic: slot for slot, topic in topics.items() if slot in (*CAMERAS, STATE)}
+    return slots | {f"{topic}/compressed": slot for topic, slot in slots.items() if slot in CAMERAS}
+
+
+def stamp_of(message: Recorded) -> int:
+    """ns. Both kinds of image and JointState begin with a header."""
     try:
         return Reader(message.data).stamp_ns()
     except (ValueError, struct.error) as error:

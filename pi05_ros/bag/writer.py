@@ -6,6 +6,7 @@ mcap keeps messages in chunks; a finished chunk is on disk. Whoever is killed lo
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -51,15 +52,17 @@ class BagFile:
 
 
 class BagWriter:
-    """Args: directory: must not exist; compression: of COMPRESSION.
+    """Args: directory: must not exist; compression: of COMPRESSION; about: words that every file begins with.
 
     Raises:
         ConfigError: the directory is there already, or cannot be made.
         BagError: from any method: the disk is full or broken; what was finished before can be read.
     """
 
-    def __init__(self, directory: Path, splits: Splits = Splits(), compression: str = "none") -> None:
+    def __init__(self, directory: Path, splits: Splits = Splits(), compression: str = "none",
+                 about: Mapping[str, str] | None = None) -> None:
         self.directory, self._splits, self._compression = directory, splits, COMPRESSION[compression]
+        self._about = dict(about or {})
         try:
             directory.mkdir(parents=True)
         except OSError as error:
@@ -114,6 +117,8 @@ class BagWriter:
         self._stream = path.open("wb")
         self._mcap = McapWriter(self._stream, CHUNK_BYTES, self._compression)
         self._mcap.start("ros2", "pi05_ros")
+        if self._about:
+            self._mcap.add_metadata("pi05_ros", self._about)
         self._channels = {}
         self.files.append(BagFile(path))
         return self._mcap

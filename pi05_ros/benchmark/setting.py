@@ -21,6 +21,7 @@ from pi05_ros.benchmark.ceiling import Ceiling, measure_ceiling
 from pi05_ros.benchmark.inputs import Shape
 from pi05_ros.benchmark.work import Work, stage_work
 from pi05_ros.config import Pi05Config
+from pi05_ros.model.quant_config import Quantisation
 from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.model.weights import WeightSource, parse_dtype
 
@@ -79,6 +80,10 @@ class AtHorizon:
     @property
     def config(self) -> Pi05Config:
         return replace(self.source.config, action_horizon=self.horizon)
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        return self.source.quantisation
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         return self.source.get(name, shape, device)

@@ -1,82 +1,89 @@
-"""A simulated robot and the policy node, as separate processes over DDS, with the embedded tiny model.
+"""A simulated robot and the policy node, as separate processes over DDS: cameras and joints go out of a physics world,
+pi0.5 answers, the arm moves.
 
-The tiny model's weights are random: the arm moves, smoothly and inside its limits, but to no purpose. What the demo
-shows is the whole path at work: cameras and joints in, pi0.5, joint trajectory out.
+With --checkpoint the arm does what the prompt says; of several prompts each is said when the one before is done, or its
+share of --duration is over. Without one the model is a tiny one with random weights: the arm moves, smoothly and inside
+its limits, but to no purpose.
+
+Simulated time waits for the policy, so that the motion does not depend on how fast this machine is; with --real-time
+it does not wait.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import subprocess
-import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pi05_ros.cli.options import add_model_options, positive
+from pi05_ros.cli.options import add_model_options, positive, positive_number
 from pi05_ros.cli.report import Report, console, table
 
+if TYPE_CHECKING:
+    from pi05_ros.sim.onlooker import Onlooker
+
 HELP = "see the whole path at work on a simulated robot"
+PROMPTS = ("touch the red block", "touch the blue block")
+LOOKS_A_SECOND = 2.0  # of simulated time
+AFTER_SUCCESS_S = 1.5
+MEANS_NOTHING = "no --checkpoint: random weights, so the arm's motion means nothing; what you see is the path at work"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds of motion (default: 20)")
-    parser.add_argument("--robot", default="arm6", help="robot name or YAML file (default: arm6)")
+    parser.add_argument("--duration", type=positive_number, default=30.0, metavar="S",
+                        help="seconds of motion (default: 30)")
+    parser.add_argument("--prompt", action="append", metavar="TEXT",
+                        help=f"what to do; again and again for several (default: {', then '.join(PROMPTS)})")
+    parser.add_argument("--scene", type=int, default=0, metavar="N", help="places, colours and light (default: 0)")
+    parser.add_argument("--real-time", action="store_true", help="simulated time does not wait for the policy")
+    parser.add_argument("--film", type=Path, default=Path("demo.gif"), metavar="FILE.gif",
+                        help="what the base camera saw (default: demo.gif)")
     add_model_options(parser)
     parser.add_argument("--steps", type=positive, default=10, help="denoising steps (default: 10)")
-    parser.add_argument("--prompt", default="pick up the red block")
 
 
 def run(args: argparse.Namespace) -> Report:
-    from pi05_ros.config import share_directory
+    import pi05_ros.sim.headless  # noqa: F401 (says so where MuJoCo is missing, before anything starts)
+    from pi05_ros.sim.contact_sheet import save_film
+    from pi05_ros.sim.processes import share_this_machine, start, stop
 
-    profile = share_directory() / "config" / "fastdds.xml"
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
-    # On a CPU: threads that wait for a core at PyTorch's barriers cost seconds, so leave one to the other processes.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
-    settings = {"robot": args.robot, "checkpoint": str(args.checkpoint or ""), "backend": args.backend,
+    share_this_machine()
+    prompts = tuple(args.prompt or PROMPTS)
+    if args.checkpoint is None:
+        console.print(f"[bold yellow]{MEANS_NOTHING}[/]", highlight=False)
+    settings = {"robot": "tabletop", "checkpoint": str(args.checkpoint or ""), "backend": args.backend,
                 "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
-                "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": args.prompt,
+                "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": prompts[0],
+                "use_sim_time": True, "max_input_age_s": 2.0,
                 "command_lead_s": 0.06}  # the simulated controller is Python on a shared CPU, slower than a real one
-    processes = {
-        "robot": start("pi05_ros.sim.robot_node", {"robot": args.robot}),
-        "policy": start("pi05_ros.ros.node", settings),
-    }
+    scene = {"seed": args.scene, "lockstep": not args.real_time, "image_rate_hz": 10.0 if args.real_time
+             else LOOKS_A_SECOND}
+    processes = {"robot": start("pi05_ros.sim.sim_robot", scene), "policy": start("pi05_ros.ros.node", settings)}
     try:
-        seen, problems = watch(args.robot, args.duration, processes)
+        seen, told, problems = watch(prompts, args.duration, processes)
     finally:
         codes = {name: stop(process) for name, process in processes.items()}
     problems += [f"process '{name}' ended with code {code}" for name, code in codes.items() if code != 0]
-    summary = seen.summary() if seen else {}
-    table("Summary", ("what", "value"), summary.items())
+    table("Told", ("prompt", "outcome"), told.items())
+    table("Summary", ("what", "value"), seen.summary().items())
+    if seen.frames:
+        save_film(args.film, seen.frames, 1.0 / LOOKS_A_SECOND)
+        console.print(f"film: {args.film}", highlight=False)
+    if args.checkpoint is None:
+        console.print(MEANS_NOTHING, highlight=False)
     for problem in problems:
         console.print(f"[bold red]failed:[/] {problem}", highlight=False)
-    return Report(ok=not problems, data={**summary, "problems": problems})
+    return Report(ok=not problems, data={**seen.summary(), "told": told, "random_weights": args.checkpoint is None,
+                                         "problems": problems})
 
 
-def start(module: str, parameters: dict[str, object]) -> subprocess.Popen:
-    """A ROS process of this package with the given parameters."""
-    words = {name: repr(value) if isinstance(value, str) else value for name, value in parameters.items()}
-    arguments = [word for name, value in words.items() for word in ("-p", f"{name}:={value}")]
-    return subprocess.Popen([sys.executable, "-m", module, "--ros-args", "--log-level", "warn", *arguments])
-
-
-def stop(process: subprocess.Popen, patience_s: float = 20.0) -> int:
-    """SIGINT, then wait; kill only what does not obey."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-    try:
-        return process.wait(patience_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
-
-
-def watch(robot: str, duration_s: float, processes: dict[str, subprocess.Popen]):
-    """Drive the lifecycle, look on, and judge: (what was seen, problems)."""
+def watch(prompts: tuple[str, ...], duration_s: float,
+          processes: dict[str, subprocess.Popen]) -> tuple[Onlooker, dict[str, str], list[str]]:
+    """Drive the lifecycle, say the prompts, look on, and judge: (what was seen, {prompt: outcome}, problems)."""
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
+    from rclpy.parameter import Parameter
     from rich.live import Live
 
     from pi05_ros.errors import Pi05Error
@@ -85,23 +92,33 @@ def watch(robot: str, duration_s: float, processes: dict[str, subprocess.Popen])
     from pi05_ros.transforms.robot_loader import load_robot
 
     rclpy.init()
-    onlooker = Onlooker(load_robot(robot))
+    onlooker = Onlooker(load_robot("tabletop"), parameter_overrides=[Parameter("use_sim_time", value=True)])
     executor = SingleThreadedExecutor()
     executor.add_node(onlooker)
     lifecycle = LifecycleClient(onlooker, executor, "/pi05_policy")
-    problems: list[str] = []
+    told, problems = dict[str, str](), list[str]()
+
+    def running() -> bool:
+        return all(process.poll() is None for process in processes.values())
+
     try:
         lifecycle.wait(30.0)
         for transition in ("configure", "activate"):
             with console.status(f"{transition} ..."):
                 if not lifecycle.change(transition, timeout_s=600.0):
-                    return onlooker, [f"{transition} was refused; the policy node's log above says why"]
-        end = time.monotonic() + duration_s
+                    return onlooker, told, [f"{transition} was refused; the policy node's log above says why"]
         with Live(onlooker.live_table(), console=console, refresh_per_second=4, transient=True) as live:
-            while time.monotonic() < end and all(p.poll() is None for p in processes.values()):
-                executor.spin_once(timeout_sec=0.1)
-                live.update(onlooker.live_table())
-        for transition in ("deactivate", "cleanup"):
+            for prompt in prompts:
+                onlooker.say(prompt)
+                end_s = time.monotonic() + duration_s / len(prompts)
+                while running() and time.monotonic() < end_s:
+                    executor.spin_once(timeout_sec=0.1)
+                    live.update(onlooker.live_table())
+                    outcome = onlooker.outcome_of(prompt)
+                    if outcome != told.get(prompt) == "running":
+                        end_s = min(end_s, time.monotonic() + AFTER_SUCCESS_S)
+                    told[prompt] = outcome
+        for transition in ("deactivate", "cleanup") if running() else ():
             if not lifecycle.change(transition):
                 problems.append(f"{transition} was refused")
     except (Pi05Error, TimeoutError) as error:
@@ -111,4 +128,4 @@ def watch(robot: str, duration_s: float, processes: dict[str, subprocess.Popen])
     finally:
         onlooker.destroy_node()
         rclpy.try_shutdown()
-    return onlooker, problems + onlooker.problems()
+    return onlooker, told, problems + onlooker.problems()

@@ -1,30 +1,31 @@
 """Runs a checkpoint on the simulated arm, on held-out episodes that no training has seen, and counts successes. Needs
 MuJoCo (pip install 'pi05_ros[sim]') and an OpenGL library (sim/headless.py).
 
-Every setting runs the same episodes with the same noise, so that two are compared episode by episode: the table's last
-column is the difference from the last setting. Intervals are 95 %: Wilson's for a rate, Newcombe's for a difference.
---expert lets the scripted expert drive, which is the most that can be reached.
+Every setting (all combinations of --chunk-mode, --delay-ms and --steps) runs the same episodes with the same noise, so
+that two are compared episode by episode. The table has the difference from the last setting, and how much the commands
+jerk, also against the scripted expert's: RMS over all episodes, and the median of their peaks. Intervals are 95 %:
+Wilson's for a rate, Newcombe's for a difference, a bootstrap's for jerk. --expert lets the scripted expert drive alone,
+which is the most that can be reached.
 
-The last line of output is a JSON object: episodes, settings (each with steps, delay_s, successes, rate, low, high,
-difference, kinds, outcomes, and trials: 1 or 0 for each episode), seconds. Exit status 1 where --at-least is given and
-the last setting's rate is below it.
+--over-ros runs the real node in a process of its own, in simulated time that waits for it; the same is counted.
+
+The last line of output is a JSON object: episodes, expert and settings (each with mode, steps, delay_s, successes,
+rate, low, high, difference, kinds, outcomes, jerk_rms, jerk_peak, both _times_expert, and for each episode trials, 1 or
+0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says), seconds.
+Exit status 1 where --at-least is given and the last setting's rate is below it.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pi05_ros.cli.options import count_list, positive
 from pi05_ros.cli.report import Report, console, progress, table
 from pi05_ros.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pi05_ros.sim.closed_loop import Loop, Trial
 
 HELP = "count a checkpoint's successes on the simulated arm"
 
@@ -48,14 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tasks", metavar="KIND,...", help="touch, left, right, forward, sideways (default: all)")
     group.add_argument("--wrong-colour", action="store_true", help="name another block than the one that counts")
     group.add_argument("--mask", metavar="CAMERA", help="a camera that the policy does not get")
+    group.add_argument("--shuffle-state", action="store_true",
+                       help="tell the policy of each joint that it is where the one before it is")
     group = parser.add_argument_group("loop")
     group.add_argument("--steps", type=count_list, default=(10,), metavar="N,...",
                        help="denoising steps, several to compare (default: 10)")
     group.add_argument("--delay-ms", type=delays, default=(0.0,), metavar="MS,...",
                        help="from observation to first command, several to compare; rounded up to control steps "
                             "(default: 0)")
+    group.add_argument("--chunk-mode", type=modes, default=("delay_aware",), metavar="MODE,...",
+                       help="how chunks join: plain, delay_aware, guided, trained, ensembled; several to compare "
+                            "(default: delay_aware)")
     group.add_argument("--execute", type=positive, default=10, metavar="N",
                        help="control steps between two observations (default: 10)")
+    group.add_argument("--over-ros", action="store_true",
+                       help="through the node in a process of its own, over DDS, one episode at a time")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures of some episodes of the last setting")
     parser.add_argument("--at-least", type=float, metavar="RATE", help="gate: exit status 1 below it")
 
@@ -67,12 +75,22 @@ def delays(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def modes(text: str) -> tuple[str, ...]:
+    from pi05_ros.runtime.joining import CHUNK_MODES
+
+    words = tuple(text.split(","))
+    if unknown := [word for word in words if word not in CHUNK_MODES]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(CHUNK_MODES)}, received {unknown[0]}")
+    return words
+
+
 def run(args: argparse.Namespace) -> Report:
     from pi05_ros.schema import CAMERAS
-    from pi05_ros.sim.closed_loop import Loop
     from pi05_ros.sim.contact_sheet import save_contact_sheet
     from pi05_ros.sim.demonstrations import seeded_task
+    from pi05_ros.sim.episode import Ablation
     from pi05_ros.sim.evaluation import Evaluation, run_all
+    from pi05_ros.sim.scores import compare, score
     from pi05_ros.sim.tasks import HELD_OUT_SEEDS, parse_kinds
     from pi05_ros.transforms.robot_loader import load_robot
 
@@ -87,45 +105,49 @@ def run(args: argparse.Namespace) -> Report:
     if len(seeds) < args.episodes:
         raise ConfigError("--first", expected=f"0 to {len(HELD_OUT_SEEDS) - args.episodes}", received=str(args.first),
                           way_out="Begin with another episode.")
+    if args.over_ros and (args.expert or args.shuffle_state or args.workers > 1):
+        raise ConfigError("--over-ros", expected="neither --expert, --shuffle-state nor --workers",
+                          received="one of them", way_out="Run them in process.")
     begun, period = time.monotonic(), load_robot("tabletop").control_period_s
-    loops = [Loop(steps, args.execute, ceil(delay_ms * 1e-3 / period - 1e-9))
-             for delay_ms in args.delay_ms for steps in args.steps]
-    evaluation = Evaluation(
-        str(args.checkpoint) if args.checkpoint else None, tuple(loops[:1] if args.expert else loops), args.backend,
-        args.device, args.dtype, args.horizon, args.batch, args.wrong_colour, args.mask, film=args.sheet is not None)
+    ablation = Ablation(args.mask, args.wrong_colour, args.shuffle_state)
+    evaluation = Evaluation(str(args.checkpoint) if args.checkpoint else None, settings_of(args, period), args.backend,
+                            args.device, args.dtype, args.horizon, args.batch, ablation, args.sheet is not None)
+    tasks = {seed: seeded_task(seed, kinds) for seed in seeds}
     with progress("evaluating") as update:
-        trials, rows = run_all(evaluation, {seed: seeded_task(seed, kinds) for seed in seeds}, args.workers, update)
-    settings = summary(trials, evaluation.loops, period)
+        if args.over_ros:
+            from pi05_ros.sim.over_ros import run_over_ros
+
+            ((expert, *trials), rows), moments = run_over_ros(evaluation, tasks, update)
+        else:
+            (expert, *trials), rows = run_all(evaluation, tasks, args.workers, update)
+    best = score(expert)
+    settings = compare(trials, evaluation.loops, expert, period) if trials else [best]
     table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes",
-          ("steps", "delay [s]", "success", "95 %", "against the last"),
-          [("-" if args.expert else one["steps"], f"{one['delay_s']:.2f}", f"{one['rate']:.1%}",
-            f"{one['low']:.1%} to {one['high']:.1%}", "{:+.1%} ({:+.1%} to {:+.1%})".format(*one["difference"]))
-           for one in settings])
+          ("mode", "steps", "delay [s]", "success", "95 %", "against the last", "jerk RMS, x expert", "peak, x expert"),
+          [("expert", "", "", *rate(best), "", f"{best['jerk_rms']:.0f}", f"{best['jerk_peak']:.0f}"),
+           *((one["mode"], one["steps"], f"{one['delay_s']:.2f}", *rate(one),
+              "{:+.1%} ({:+.1%} to {:+.1%})".format(*one["difference"]),
+              *("{:.0f}, {:.2f} ({:.2f} to {:.2f})".format(one[name], *one[f"{name}_times_expert"])
+                for name in ("jerk_rms", "jerk_peak"))) for one in settings if trials)])
     if args.sheet:
         save_contact_sheet(args.sheet, rows)
         console.print(f"pictures: {args.sheet}", highlight=False)
     ok = args.at_least is None or settings[-1]["rate"] >= args.at_least
-    return Report(ok=ok, data={"episodes": len(seeds), "first": args.first, "kinds": list(kinds), "settings": settings,
-                               "execute": args.execute, "wrong_colour": args.wrong_colour, "mask": args.mask,
-                               "seconds": time.monotonic() - begun})
+    return Report(ok=ok, data={
+        "episodes": len(seeds), "first": args.first, "kinds": list(kinds), "expert": best, "settings": settings,
+        "execute": args.execute, "wrong_colour": args.wrong_colour, "mask": args.mask,
+        "shuffle_state": args.shuffle_state, "over_ros": vars(moments) if args.over_ros else None,
+        "seconds": time.monotonic() - begun})
 
 
-def summary(trials: Sequence[Sequence[Trial]], loops: Sequence[Loop], period: float) -> list[dict[str, Any]]:
-    """Rates and intervals of each setting, and its difference from the last."""
-    from collections import Counter
+def settings_of(args: argparse.Namespace, period_s: float) -> tuple[Any, ...]:
+    """A Loop for each combination; the last option varies fastest."""
+    from pi05_ros.runtime.joining import JoinSettings
+    from pi05_ros.sim.episode import Loop
 
-    from pi05_ros.sim.success import paired_difference, wilson
+    return tuple(Loop(steps, args.execute, ceil(delay_ms * 1e-3 / period_s - 1e-9), join=JoinSettings(mode))
+                 for mode in args.chunk_mode for delay_ms in args.delay_ms for steps in args.steps)
 
-    last = [trial.success for trial in trials[-1]]
-    settings = []
-    for loop, done in zip(loops, trials, strict=True):
-        won = [trial.success for trial in done]
-        low, high = wilson(sum(won), len(won))
-        by_kind = {kind: [trial.success for trial in done if trial.kind == kind]
-                   for kind in sorted({trial.kind for trial in done})}
-        settings.append({
-            "steps": loop.num_steps, "delay_s": loop.delay * period, "successes": sum(won),
-            "rate": sum(won) / len(won), "low": low, "high": high, "difference": paired_difference(won, last),
-            "kinds": {kind: [sum(of), len(of)] for kind, of in by_kind.items()},
-            "outcomes": dict(Counter(trial.outcome for trial in done)), "trials": [int(one) for one in won]})
-    return settings
+
+def rate(one: dict[str, Any]) -> tuple[str, str]:
+    return f"{one['rate']:.1%}", f"{one['low']:.1%} to {one['high']:.1%}"

@@ -17,8 +17,8 @@ from pi05_ros import __version__
 from pi05_ros.cli.report import Report, console
 from pi05_ros.errors import BackendError, ConfigError, Pi05Error
 
-VERBS = ("benchmark", "collect", "conformance", "demo", "evaluate", "infer", "inspect", "record", "replay", "soak",
-         "train")
+VERBS = ("benchmark", "build", "collect", "conformance", "coverage", "demo", "engines", "evaluate", "infer", "inspect",
+         "quantize", "record", "replay", "sensitivity", "soak", "train", "validate-quantized")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
         if verb not in (name, "help"):
             verbs.add_parser(name)
             continue
-        module = importlib.import_module(f"pi05_ros.cli.{name}")
+        module = importlib.import_module(f"pi05_ros.cli.{name.replace('-', '_')}")
         sub = verbs.add_parser(name, help=module.HELP, description=module.HELP + "\n\n" + (module.__doc__ or ""),
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> Report:
                           way_out="pip install 'pi05_ros[ros,bag]'") from error
     topics = topic_map(args.topics, args.node)
     directory = args.bag or Path(time.strftime("pi05_%Y_%m_%d-%H_%M_%S"))
-    writer = BagWriter(directory, Splits(int(args.split_mb * 1e6), args.split_s), args.compression)
+    writer = BagWriter(directory, Splits(int(args.split_mb * 1e6), args.split_s), args.compression,
+                       {"node": args.node, "topics": json.dumps(topics)})
     out = WriterThread(writer, args.queue_mb << 20)
     try:
         recorder = record(args.node, topics, out, args.duration, lambda line: console.print(line, highlight=False))

@@ -20,6 +20,7 @@ from pi05_ros.model.checkpoint_sizes import model_kind, model_sizes
 from pi05_ros.model.json_fields import JsonFields
 from pi05_ros.model.lerobot_processors import PREPROCESSOR, read_processors
 from pi05_ros.model.norm_stats import openpi_processing
+from pi05_ros.model.quant_config import Quantisation, read_quantisation
 from pi05_ros.model.stored_tensors import Naming, StoredTensor, by_openpi_name, read_headers
 from pi05_ros.model.weights import check_names, check_shape, check_tensor, expected_shapes
 from pi05_ros.schema import Conventions, NormStats
@@ -43,6 +44,7 @@ class Checkpoint:
         notes: what the files cannot tell and the user must know.
         tensors: openpi's name to the tensor in the file, for all that the model reads; `unused`: the others.
         rtc_training_max_delay: most rows it saw given as clean actions in training (lerobot); 0: none.
+        quantisation: what quant_config.json says; None: no layer is in low precision.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Checkpoint:
     unused: tuple[StoredTensor, ...] = field(repr=False)
     rtc_training_max_delay: int = 0
     naming: Naming = "plain"
+    quantisation: Quantisation | None = None
     _files: dict[tuple[Path, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -94,6 +97,8 @@ class Checkpoint:
             raise CheckpointError(f"tensor '{stored.key}' in {stored.file}", expected="to be read",
                                   received=str(error), way_out="Did the file change? Open it again.") from error
         check_tensor(stored.key, tensor, shape)
+        if self.quantisation:
+            self.quantisation.check_scale(name, tensor)
         return tensor
 
 
@@ -113,13 +118,15 @@ def open_checkpoint(path: str | Path, *, action_horizon: int | None = None, max_
         ConfigError: an option out of range.
     """
     directory, files = locate(path)
-    tensors, unused, naming = by_openpi_name(read_headers(files))
-    kind = model_kind(tensors)
+    quantisation = read_quantisation(directory)
+    tensors, unused, naming = by_openpi_name(read_headers(files, quantisation is not None))
+    full_size = quantisation.full_size(tensors) if quantisation else tensors
+    kind = model_kind(full_size)
     settings = JsonFields.read(directory / CONFIG) if (directory / CONFIG).exists() else JsonFields(directory / CONFIG)
     trainer = _trainer(directory, naming, settings)
     described = read_config(settings, trainer, kind)
-    sizes = model_sizes(tensors, kind, settings)
-    _check_tensors(tensors, sizes)
+    sizes = model_sizes(full_size, kind, settings)
+    _check_tensors(full_size, sizes)
     horizon = described.action_horizon if action_horizon is None else action_horizon
     if horizon is None:
         raise no_horizon(settings)
@@ -137,7 +144,8 @@ def open_checkpoint(path: str | Path, *, action_horizon: int | None = None, max_
         stats_path=processing.source, tokenizer_path=tokenizer_path, camera_keys=described.camera_keys,
         robot_action_dim=described.robot_action_dim, n_action_steps=described.n_action_steps,
         missing=tuple(name for name, there in present.items() if not there), notes=processing.notes,
-        tensors=tensors, unused=tuple(unused), naming=naming, rtc_training_max_delay=described.rtc_training_max_delay)
+        tensors=tensors, unused=tuple(unused), naming=naming, rtc_training_max_delay=described.rtc_training_max_delay,
+        quantisation=quantisation)
 
 
 def _trainer(directory: Path, naming: Naming, settings: JsonFields) -> Trainer:

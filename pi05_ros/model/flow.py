@@ -9,25 +9,11 @@ import torch
 from torch import Tensor
 
 from pi05_ros.errors import ConfigError
+from pi05_ros.model.schedule import step_size as step_size
+from pi05_ros.model.schedule import time_grid as time_grid
 from pi05_ros.schema import Guidance
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, H, A], t float32 scalar or [B, H]) -> v_t [B, H, A]
-
-
-def time_grid(num_steps: int) -> list[float]:
-    """The N flow times, accumulated in float32 as openpi does: 1.0, 0.9, 0.79999995, ... for N = 10."""
-    if not 1 <= num_steps <= 1000:
-        raise ConfigError("num_steps", expected="1 to 1000", received=str(num_steps), way_out="Choose more or fewer.")
-    times, t, dt = [], np.float32(1.0), step_size(num_steps)
-    for _ in range(num_steps):
-        times.append(float(t))
-        t = t + dt
-    return times
-
-
-def step_size(num_steps: int) -> np.float32:
-    """dt = -1/N, float32."""
-    return np.float32(-1.0 / num_steps)
 
 
 def integrate(velocity: Velocity, noise: Tensor, num_steps: int, guidance: Guidance | None = None) -> Tensor:

@@ -43,9 +43,14 @@ class AdaRMSNorm(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift, gate = self.dense(cond.to(self.dense.weight.dtype)).chunk(3, dim=-1)
-        y = rms_normalise(x) * (1.0 + scale.float()) + shift.float()
-        return y.to(x.dtype), gate.to(x.dtype)
+        return modulate(x, self.dense(cond.to(self.dense.weight.dtype)))
+
+
+def modulate(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalise x, then scale and shift it; modulation [..., 3*width] also holds the gate of what comes after."""
+    scale, shift, gate = modulation.chunk(3, dim=-1)
+    y = rms_normalise(x) * (1.0 + scale.float()) + shift.float()
+    return y.to(x.dtype), gate.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -65,13 +70,17 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor, rope: KeysValues) -> KeysValues:
         return rotate(self.heads(self.k_proj(x)), rope), self.heads(self.v_proj(x))
 
-    def forward(self, x: Tensor, rope: KeysValues, mask: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+    def forward(self, x: Tensor, rope: KeysValues, mask: Tensor | None,
+                past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """`mask` None: every query sees every key."""
         q = rotate(self.heads(self.q_proj(x)), rope)
         new = keys, values = self.keys_values(x, rope)
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         keys, values = (t.repeat_interleave(self.groups, dim=1) for t in (keys, values))
-        logits = torch.matmul(q, keys.transpose(2, 3)) * self.head_dim**-0.5 + mask
+        logits = torch.matmul(q, keys.transpose(2, 3)) * self.head_dim**-0.5
+        if mask is not None:
+            logits = logits + mask
         weights = logits.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
         return self.o_proj(torch.matmul(weights, values).transpose(1, 2).flatten(2)), new
 
@@ -95,7 +104,7 @@ class GemmaLayer(nn.Module):
         self.post_attention_layernorm = norm(config.width)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, rope: KeysValues, mask: Tensor, cond: Tensor | None = None,
+    def forward(self, x: Tensor, rope: KeysValues, mask: Tensor | None, cond: Tensor | None = None,
                 past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
         n, gate = self.input_layernorm(x, cond)
         attended, new = self.self_attn(n, rope, mask, past)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pi05_ros.config import Pi05Config
 from pi05_ros.model import flow, images, positions
-from pi05_ros.model.gemma import AdaRMSNorm, Gemma, GemmaLayer, RMSNorm
+from pi05_ros.model.gemma import AdaRMSNorm, Gemma, GemmaLayer, KeysValues, RMSNorm
 from pi05_ros.model.siglip import SiglipVision
 from pi05_ros.model.time_embedding import time_embedding
 from pi05_ros.schema import Guidance
@@ -74,13 +74,17 @@ class Pi05(nn.Module):
         mask = positions.prefix_attention_mask(pad_mask)
         x = self.embed_prefix(image_tokens, tokens)
         rope = self.rope(positions.prefix_positions(pad_mask), x.dtype)
+        return PrefixCache(*self.prefix_layers(x, rope, mask), pad_mask)
+
+    def prefix_layers(self, x: Tensor, rope: KeysValues, mask: Tensor | None) -> KeysValues:
+        """Embedded prefix [B, P, W] to keys and values [layers, B, kv_heads, P, head_dim]; mask None: all valid."""
         cache = []
         for layer in self.language_model.layers[:-1]:
             x, keys_values = layer(x, rope, mask)
             cache.append(keys_values)
         last = cast(GemmaLayer, self.language_model.layers[-1])
         cache.append(last.keys_values(x, rope))  # nobody reads more of it
-        return PrefixCache(torch.stack([k for k, _ in cache]), torch.stack([v for _, v in cache]), pad_mask)
+        return torch.stack([k for k, _ in cache]), torch.stack([v for _, v in cache])
 
     def denoise(self, cache: PrefixCache, noise: Tensor, num_steps: int, state: Tensor | None = None,
                 guidance: Guidance | None = None) -> Tensor:
@@ -104,18 +108,27 @@ class Pi05(nn.Module):
         time = time_embedding(t, width).expand(batch, 1 if t.ndim == 0 else t.shape[1], width)
         first = torch.arange(horizon, device=x_t.device) == 0
         if self.config.kind == "pi05":
-            return actions, F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time)))), first
+            return actions, self.condition(time), first
         assert state is not None, "pi0 reads the state"
         joined = torch.cat([actions, time.expand_as(actions)], dim=-1)
         actions = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
         return torch.cat([self.state_proj(state)[:, None], actions], dim=1), None, F.pad(first, (1, 0), value=True)
+
+    def condition(self, time: Tensor) -> Tensor:
+        """The flow time's features [..., E] to the adaRMS condition (pi0.5)."""
+        return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time))))
 
     def run_expert(self, cache: PrefixCache, suffix: Tensor, cond: Tensor | None, block_starts: Tensor) -> Tensor:
         """One pass of the action expert over the suffix: [B, S, E], after the final norm."""
         x = suffix.to(cache.keys.dtype)
         mask = positions.suffix_attention_mask(cache.pad_mask, block_starts)
         rope = self.rope(positions.suffix_positions(cache.pad_mask, x.shape[1]), x.dtype)
-        for layer, past in zip(self.action_expert.layers, zip(cache.keys, cache.values, strict=True), strict=True):
+        return self.expert_layers((cache.keys, cache.values), x, cond, rope, mask)
+
+    def expert_layers(self, cache: KeysValues, x: Tensor, cond: Tensor | None, rope: KeysValues,
+                      mask: Tensor | None) -> Tensor:
+        """The layers and the final norm on x [B, S, E]; mask None: every token sees the prefix and every other."""
+        for layer, past in zip(self.action_expert.layers, zip(*cache, strict=True), strict=True):
             x, _ = layer(x, rope, mask, cond, past)
         return self.action_expert.norm(x, cond)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ class RecipeSource:
 
     config: Pi05Config
     seed: int = 0
+    quantisation: ClassVar[None] = None
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
@@ -35,6 +37,7 @@ class DeviceSource:
 
     config: Pi05Config
     seed: int = 0
+    quantisation: ClassVar[None] = None
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,8 @@ from pi05_ros.model.weights import EMBEDDING, OPENPI, TIED_EMBEDDING, UNUSED
 
 Naming = Literal["plain", "prefixed"]  # as openpi names them, or with lerobot's `model.` in front
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+LOW_DTYPES = {"F8_E4M3": "float8_e4m3", "U8": "uint8"}  # of quantised layers alone
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1, "uint8": 1}
 PREFIX = "model."
 VISION_TOWER = OPENPI + "paligemma.model.vision_tower."
 PICKLE_MAGIC = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
@@ -40,9 +41,11 @@ class StoredTensor:
         return self.numel * BYTES[self.dtype]
 
 
-def read_headers(files: Iterable[Path]) -> list[StoredTensor]:
-    """Every tensor of `files`, without its numbers; CheckpointError for a file that is not whole or is quantised."""
-    return [tensor for file in files for tensor in _read_header(file)]
+def read_headers(files: Iterable[Path], quantised: bool = False) -> list[StoredTensor]:
+    """Every tensor of `files`, without its numbers; CheckpointError for a file that is not whole, or in low precision
+    where it should not be."""
+    names = DTYPE_NAMES | LOW_DTYPES if quantised else DTYPE_NAMES
+    return [tensor for file in files for tensor in _read_header(file, names)]
 
 
 def by_openpi_name(stored: Iterable[StoredTensor]) -> tuple[dict[str, StoredTensor], list[StoredTensor], Naming]:
@@ -85,7 +88,7 @@ def layer_indices(names: Iterable[str], stack: str) -> set[int]:
     return {int(found[1]) for found in map(pattern.match, names) if found}
 
 
-def _read_header(file: Path) -> list[StoredTensor]:
+def _read_header(file: Path, names: Mapping[str, str]) -> list[StoredTensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}
@@ -93,10 +96,11 @@ def _read_header(file: Path) -> list[StoredTensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise unreadable(file, error) from error
     for key, dtype, _ in found:
-        if dtype not in DTYPE_NAMES:
-            raise CheckpointError(f"tensor '{key}' in {file}", expected="one of " + ", ".join(DTYPE_NAMES.values()),
-                                  received=dtype, way_out="Take the checkpoint before it was quantised.")
-    return [StoredTensor(file, key, DTYPE_NAMES[dtype], shape) for key, dtype, shape in found]
+        if dtype not in names:
+            raise CheckpointError(f"tensor '{key}' in {file}", expected="one of " + ", ".join(names.values()),
+                                  received=dtype, way_out="Take the checkpoint before it was quantised, or keep the "
+                                  "quant_config.json of `pi05 quantize` with it.")
+    return [StoredTensor(file, key, names[dtype], shape) for key, dtype, shape in found]
 
 
 def unreadable(file: Path, error: Exception) -> CheckpointError:

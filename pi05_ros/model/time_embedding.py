@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
+from pi05_ros.model.schedule import MAX_PERIOD, MIN_PERIOD
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:

@@ -7,14 +7,18 @@ into a `Pi05`, one at a time, straight to device and dtype, and raises unless ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import CheckpointError, ConfigError
+from pi05_ros.model.low_precision import FP8
 from pi05_ros.model.pi05 import Pi05
+
+if TYPE_CHECKING:
+    from pi05_ros.model.quant_config import Quantisation
 
 OPENPI = "paligemma_with_expert."
 # Our module -> openpi's prefix. Modules not listed (action_in_proj, time_mlp_in, ...) have the same name.
@@ -56,6 +60,10 @@ class WeightSource(Protocol):
     @property
     def config(self) -> Pi05Config:
         """What the weights are for."""
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """Which layers are in low precision; None: none."""
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         """The tensor of openpi's `name` on `device`, in the source's own dtype, every number finite."""
@@ -106,14 +114,17 @@ def load(source: WeightSource, device: torch.device | str = "cpu", dtype: str | 
     dtype, device = parse_dtype(dtype), torch.device(device)
     with torch.device("meta"):
         model = Pi05(source.config)
+        if source.quantisation:
+            source.quantisation.install(model)
     modules = tuple(prefix for stage in stages for prefix in STAGE_MODULES[stage])
-    wanted = {name: p.shape for name, p in model.named_parameters() if name.startswith(modules)} if modules else {}
-    total, done = sum(shape.numel() for shape in wanted.values()), 0
-    for name, shape in wanted.items():
-        theirs = openpi_name(name)
+    wanted = {name: p for name, p in model.named_parameters() if name.startswith(modules)} if modules else {}
+    total, done = sum(p.numel() for p in wanted.values()), 0
+    for name, parameter in wanted.items():
+        theirs, shape = openpi_name(name), parameter.shape
         tensor = source.get(theirs, shape, device)
         check_shape(theirs, tensor.shape, shape)
-        _assign(model, name, tensor.to(device=device, dtype=target_dtype(theirs, dtype)))
+        own = parameter.dtype if is_quantised(model, name) else target_dtype(theirs, dtype)
+        _assign(model, name, tensor.to(device=device, dtype=own))
         done += shape.numel()
         if on_progress:
             on_progress(done, total)
@@ -126,9 +137,16 @@ def check_shape(name: str, found: Sequence[int], shape: torch.Size) -> None:
                               way_out="The file belongs to a model of another size; check its config.json.")
 
 
+def is_quantised(model: Pi05, name: str) -> bool:
+    """The parameter's dtype is its number format, whatever the model's is."""
+    path, _, leaf = name.rpartition(".")
+    return leaf in getattr(model.get_submodule(path), "own_dtypes", ())
+
+
 def check_tensor(name: str, tensor: Tensor, shape: torch.Size) -> None:
     """The shape is right and every number finite."""
     check_shape(name, tensor.shape, shape)
+    tensor = tensor.float() if tensor.dtype == FP8 else tensor  # aminmax lacks it
     ends = torch.stack(torch.aminmax(tensor))  # NaN shows in both; no copy of the tensor, which isfinite() makes
     if not torch.isfinite(ends).all():
         bad = int((~torch.isfinite(tensor)).sum())

@@ -61,7 +61,7 @@ PARAMETERS = (
                   choices=("", "pi05", "pi05_padded_state", "pi0", "pi0_joined")),
     ParameterSpec("overlap", False, "On a GPU: prepare the next chunk while the last is denoised."),
     ParameterSpec("seed", 0, "Seed of the noise; the noise of a chunk is a function of (seed, chunk index).",
-                  0, 2**31 - 1),
+                  0, 2**31 - 1, live=True),
     ParameterSpec("absent_cameras", "", "Comma-separated cameras that this robot does not have (base, left_wrist, "
                   "right_wrist); they are masked."),
     ParameterSpec("reliable_images", False, "Subscribe to images reliably instead of best effort."),

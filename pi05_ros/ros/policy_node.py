@@ -246,6 +246,7 @@ class PolicyNode(SupervisedNode):
         known = {p.name: p.value for p in changed if p.name in parameters.SPECS}
         self._values = {**self._values, **known}  # replaced whole: the worker reads one version
         if self.parts is not None:
+            self.parts.policy.seed = self._values["seed"]  # the worker reads it once a chunk, when it begins
             self.parts.mailbox.limits = parameters.input_limits(self._values)
             self.parts.worker.wake()
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends import base
+from pi05_ros.errors import BackendError
 from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import Guidance, ModelInputs
 
@@ -23,6 +24,16 @@ class Forward:
         self._stages, self._inputs, self._noise, self._num_steps = stages, inputs.trimmed(), noise, num_steps
         self._timer = timer
         self._uploaded: list[Tensor] = []
+        self._check_padding()
+
+    def _check_padding(self) -> None:
+        """What trimming leaves masked: an empty prompt, and in a batch the shorter ones."""
+        whole = self._inputs.image_mask.all() and self._inputs.token_mask.all()
+        for stage in (self._stages.prefix, self._stages.expert):
+            if not whole and not getattr(stage, "takes_padding", True):
+                raise BackendError("observation", expected="at least one camera and one prompt token, one observation "
+                                   "at a time", received="masked positions", way_out="Give a prompt, or use backend "
+                                   "'eager' for prefix and expert.")
 
     def vision(self) -> Tensor:
         """Stages 0 and 1: image tokens [B, N*256, W]."""

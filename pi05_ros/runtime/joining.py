@@ -17,6 +17,8 @@ from pi05_ros.schema import ActionChunk, Guidance, Jacobian, Observation, Schedu
 
 ChunkMode = Literal["plain", "delay_aware", "guided", "trained", "ensembled"]
 CHUNK_MODES: tuple[ChunkMode, ...] = get_args(ChunkMode)
+# (actions [K, robot_action_dim], state) to float32 [K, 32], as RobotTransforms.encode_actions
+EncodeActions = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,10 @@ class Joining:
     `made` and `guidance` are called on the worker's thread, the others on the executor's.
 
     Args:
-        encode_actions: (actions [K, robot_action_dim], state) to float32 [K, 32], as `RobotTransforms` has it.
         max_delay: rows that `trained` may give, at most as many as the checkpoint saw in training.
     """
 
-    def __init__(self, encode_actions: Callable[[np.ndarray, np.ndarray], np.ndarray], max_delay: int = 0) -> None:
+    def __init__(self, encode_actions: EncodeActions, max_delay: int = 0) -> None:
         self._encode, self._max_delay = encode_actions, max_delay
         self._previous: ActionChunk | None = None
         self._ensemble = TemporalEnsemble()
@@ -94,17 +95,25 @@ class Joining:
         previous, delay_s = self._previous, self.delay.seconds
         if settings.mode not in ("guided", "trained") or previous is None or delay_s is None:
             return None
-        left = leftover(previous, observation.stamp_ns)
-        if not len(left):
+        tail, left = tail_of(previous, observation, self._encode)
+        if not left:
             return None
         delay = inference_delay(delay_s + settings.lead_s, previous.control_period_s)
-        end = min(len(left), max(settings.horizon, delay)) if settings.horizon else len(left)
-        tail = np.zeros((1, *previous.normalised.shape), np.float32)
-        tail[0, :len(left)] = self._encode(left, observation.state)
+        end = min(left, max(settings.horizon, delay)) if settings.horizon else left
         guidance = Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index)
         if settings.mode == "trained":
-            return replace(guidance, delay=min(delay, len(left), self._max_delay), trained=True)
+            return replace(guidance, delay=min(delay, left, self._max_delay), trained=True)
         return guidance
+
+
+def tail_of(previous: ActionChunk, observation: Observation, encode: EncodeActions) -> tuple[np.ndarray, int]:
+    """What is left of a chunk at the times of the one that answers `observation`, and encoded at its state: float32
+    [1, H, 32], zero padded, and how many rows that is."""
+    left = leftover(previous, observation.stamp_ns)
+    tail = np.zeros((1, *previous.normalised.shape), np.float32)
+    if len(left):
+        tail[0, :len(left)] = encode(left, observation.state)
+    return tail, len(left)
 
 
 def inference_delay(delay_s: float, control_period_s: float) -> int:

@@ -134,7 +134,8 @@ class Policy:
         names = set(self.stages.names.values())
         backend = names.pop() if len(names) == 1 else ", ".join(f"{s}={b}" for s, b in self.stages.names.items())
         return (f"{self.config.kind}, {self.config.prefix.depth} layers of width {self.config.prefix.width}, "
-                f"horizon {self.config.action_horizon}, backend {backend} on {self.stages.device}")
+                f"horizon {self.config.action_horizon}, backend {backend} on {self.stages.device}"
+                + (f", {quantised.summary()}" if (quantised := self.stages.quantisation) else ""))
 
     def infer(self, observation: Observation, num_steps: int = 10, seed: int | None = None,
               chunk_index: int | None = None, noise: np.ndarray | None = None,

@@ -1,114 +1,59 @@
-"""A policy drives the simulated arm: the number that judges every choice. Batched over worlds in lockstep."""
+"""A policy drives the simulated arm: the number that judges every choice. Batched over worlds in lockstep.
+
+A chunk becomes a trajectory by the node's own code (joining, `plan_chunk`), and the world executes it as a controller
+would, so that what is counted here is what the node does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from pi05_ros.errors import ConfigError
+from pi05_ros.runtime.chunking import JointLimits
+from pi05_ros.runtime.joining import Joining
 from pi05_ros.runtime.policy import Policy
 from pi05_ros.runtime.timing import StageTimer
+from pi05_ros.schema import ActionChunk, Guidance
 from pi05_ros.sim.demonstrations import EXPERT_STREAM
+from pi05_ros.sim.episode import Ablation, Loop, Run, Trial, begin
 from pi05_ros.sim.expert import ScriptedExpert
-from pi05_ros.sim.tasks import COLOURS, Outcome, Task
+from pi05_ros.sim.tasks import Task
 from pi05_ros.sim.world import TabletopWorld
 from pi05_ros.transforms.collate import collate
 from pi05_ros.transforms.robot_file import Robot
 
-
-@dataclass(frozen=True)
-class Loop:
-    """How the policy is run.
-
-    Args:
-        num_steps: denoising steps.
-        execute: control steps between two observations; at most the horizon less the delay.
-        delay: control steps from an observation to the first command of its chunk. The chunk's first action belongs
-            to the observation, so this many are dropped (the plain chunk mode); until then the chunk before goes on.
-        limit: control steps after which an episode has failed.
-    """
-
-    num_steps: int = 10
-    execute: int = 10
-    delay: int = 0
-    limit: int = 160
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What came of an episode; `steps` control steps."""
-
-    seed: int
-    kind: str
-    prompt: str
-    outcome: Outcome
-    steps: int
-
-    @property
-    def success(self) -> bool:
-        return self.outcome == "success"
-
-
-@dataclass
-class Run:
-    """One episode in progress: chunks float [H, 7] in the robot's units, each with the control step it begins at."""
-
-    world: TabletopWorld
-    seed: int
-    task: Task
-    prompt: str
-    outcome: Outcome = "running"
-    steps: int = 0
-    frames: list[np.ndarray] = field(default_factory=list)
-    active: tuple[int, np.ndarray] | None = None
-    waiting: tuple[int, np.ndarray] | None = None
-
-    def command(self, step: int, delay: int) -> np.ndarray:
-        if self.waiting is not None and step >= self.waiting[0] + delay:
-            self.active, self.waiting = self.waiting, None
-        if self.active is None:
-            return self.world.command
-        begin, chunk = self.active
-        return chunk[min(step - begin, len(chunk) - 1)]
-
-
 Film = Callable[[Run], None]
+NOTHING_KEPT = Ablation()
 
 
 def evaluate(policy: Policy, worlds: Sequence[TabletopWorld], tasks: dict[int, Task], loop: Loop,
-             wrong_colour: bool = False, masked: str | None = None,
-             film: Film | None = None) -> list[Trial]:
+             ablation: Ablation = NOTHING_KEPT, film: Film | None = None) -> list[Trial]:
     """One trial for each {seed: task}, in that order; noise is a function of the seed and the chunk alone, so that
     settings can be compared episode by episode.
 
     Args:
         worlds: as many episodes are run at once.
-        wrong_colour: tell the policy another colour than the episode is judged by.
-        masked: a camera that the policy does not get; its robot `may_lack` it.
         film: called with each run when it has ended; `frames` has the base camera at every observation and at the end.
 
     Raises:
-        ConfigError: a horizon too short for the loop.
+        ConfigError: a loop that does not fit the horizon.
+        ObservationError: the policy answered with NaN.
     """
-    horizon = policy.config.action_horizon
-    if not 1 <= loop.execute <= horizon - loop.delay:
-        raise ConfigError("--execute", expected=f"1 to {horizon - loop.delay}: the horizon less the delay",
-                          received=str(loop.execute), way_out="Look more often, or delay less.")
+    loop.check(policy.config.action_horizon, policy.robot)
     trials: list[Trial] = []
     seeds = list(tasks)
     for first in range(0, len(seeds), len(worlds)):
-        runs = []
-        for world, seed in zip(worlds, seeds[first:first + len(worlds)], strict=False):
-            task = world.reset(seed, tasks[seed])
-            told = _other_colour(task) if wrong_colour else task
-            runs.append(Run(world, seed, task, told.prompt))
-        _play(policy, runs, loop, masked)
+        runs = [begin(world, seed, tasks[seed], ablation.told(tasks[seed]))
+                for world, seed in zip(worlds, seeds[first:first + len(worlds)], strict=False)]
         for run in runs:
-            trials.append(Trial(run.seed, run.task.kind, run.prompt, run.outcome, run.steps))
+            run.joining = Joining(policy.transforms.encode_actions, policy.rtc_training_max_delay)
+        _play(policy, runs, loop, ablation)
+        for run in runs:
+            trials.append(run.trial())
             if film:
-                _look(run)
+                run.look()
                 film(run)
     return trials
 
@@ -123,52 +68,58 @@ def evaluate_expert(world: TabletopWorld, tasks: dict[int, Task],
     """The same with the scripted expert, which sees where the blocks are: the most that can be reached."""
     expert, trials = ScriptedExpert(world), []
     for seed, task in tasks.items():
-        run = Run(world, seed, world.reset(seed, task), task.prompt)
+        run = begin(world, seed, task)
         for target in expert.plan(np.random.default_rng([seed, EXPERT_STREAM])):
             if film and run.steps % Loop.execute == 0:
-                _look(run)
-            run.outcome = world.step(target)
-            run.steps += 1
+                run.look()
+            run.stepped(world.step(target))
             if run.outcome != "running":
                 break
-        trials.append(Trial(seed, task.kind, run.prompt, run.outcome, run.steps))
+        trials.append(run.trial())
         if film:
-            _look(run)
+            run.look()
             film(run)
     return trials
 
 
-def _play(policy: Policy, runs: list[Run], loop: Loop, masked: str | None) -> None:
+def _play(policy: Policy, runs: list[Run], loop: Loop, ablation: Ablation) -> None:
+    limits, period_s = JointLimits(policy.robot), policy.robot.control_period_s
     for step in range(loop.limit):
         running = [run for run in runs if run.outcome == "running"]
         if not running:
             return
-        if step % loop.execute == 0:
-            for run, chunk in zip(running, _infer(policy, running, loop, step // loop.execute, masked), strict=True):
-                run.waiting = step, chunk
         for run in running:
-            run.outcome = run.world.step(run.command(step, loop.delay))
-            run.steps = step + 1
+            run.arrive(step, limits, loop.join)
+        if step % loop.execute == 0:
+            for run, chunk in zip(running, _infer(policy, running, loop, step // loop.execute, ablation), strict=True):
+                run.waiting = step + loop.delay, chunk
+                run.arrive(step, limits, loop.join)
+        for run in running:
+            run.stepped(run.world.advance(period_s))
 
 
-def _infer(policy: Policy, runs: list[Run], loop: Loop, index: int, masked: str | None) -> list[np.ndarray]:
+def _infer(policy: Policy, runs: list[Run], loop: Loop, index: int, ablation: Ablation) -> list[ActionChunk]:
     """A chunk for each run, from one batch."""
-    timer, requests = StageTimer(policy.stages.device), []
+    timer, requests, guides = StageTimer(policy.stages.device), [], []
     for run in runs:
-        seen = run.world.observe()
-        run.frames.append(seen.images["base_0_rgb"])
-        seen = replace(seen, prompt=run.prompt,
-                       images={camera: frame for camera, frame in seen.images.items() if camera != masked})
+        seen = replace(ablation.seen(run.look()), prompt=run.prompt)
+        assert run.joining is not None
+        guides.append(run.joining.guidance(seen, loop.join))
         requests.append(policy.request(timer, seen, loop.num_steps, seed=run.seed, chunk_index=index))
     inputs = collate([request.inputs for request in requests])
     noise = np.concatenate([request.noise for request in requests])
-    answers = policy.sample(inputs, noise, loop.num_steps)
-    return [policy.chunk(timer, request, answer).actions for request, answer in zip(requests, answers, strict=True)]
+    answers = policy.sample(inputs, noise, loop.num_steps, together(guides))
+    chunks = [policy.chunk(timer, request, answer, guide)
+              for request, answer, guide in zip(requests, answers, guides, strict=True)]
+    for run, chunk in zip(runs, chunks, strict=True):
+        assert run.joining is not None
+        run.joining.made(chunk)
+    return chunks
 
 
-def _look(run: Run) -> None:
-    run.frames.append(run.world.observe().images["base_0_rgb"])
-
-
-def _other_colour(task: Task) -> Task:
-    return Task(task.kind, COLOURS[(COLOURS.index(task.colour) + 1) % len(COLOURS)], task.wording)
+def together(guides: Sequence[Guidance | None]) -> Guidance | None:
+    """Of a batch in lockstep, whose chunks differ in nothing but what they continue."""
+    given = [guide for guide in guides if guide is not None]
+    if not given:
+        return None
+    return replace(given[0], previous=np.concatenate([guide.previous for guide in given]))

@@ -1,4 +1,4 @@
-"""A picture of episodes: one row each, moments from left to right."""
+"""Pictures of episodes: a sheet with one row each, moments from left to right; a film."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def save_contact_sheet(file: Path, rows: Sequence[tuple[str, Sequence[np.ndarray
             picture = Image.fromarray(frames[index]).resize((size, size), Image.Resampling.BILINEAR)
             sheet.paste(picture, (column * size, top + CAPTION))
     sheet.save(file)
+
+
+def save_film(file: Path, frames: Sequence[tuple[str, np.ndarray]], frame_s: float) -> None:
+    """GIF of (caption, frame uint8 [h, w, 3]), each shown for `frame_s`.
+
+    Raises:
+        ConfigError: no frames.
+    """
+    if not frames:
+        raise ConfigError("film", expected="frames", received="none", way_out="Let the cameras run.")
+    pictures = []
+    for caption, frame in frames:
+        picture = Image.new("RGB", (frame.shape[1], frame.shape[0] + CAPTION), "white")
+        ImageDraw.Draw(picture).text((2, 1), caption, fill="black")
+        picture.paste(Image.fromarray(frame), (0, CAPTION))
+        pictures.append(picture)
+    palette = pictures[0].quantize(dither=Image.Dither.NONE)  # one for all: with its own each frame has other colours
+    shown = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    shown[0].save(file, format="GIF", save_all=True, append_images=shown[1:], duration=round(frame_s * 1e3), loop=0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pi05_ros.errors import ConfigError
 from pi05_ros.schema import CAMERAS
 from pi05_ros.sim.expert import ScriptedExpert
 from pi05_ros.sim.tasks import KINDS, Task, draw_task
@@ -15,7 +16,9 @@ from pi05_ros.sim.world import TabletopWorld
 from pi05_ros.train.dataset import Episode
 from pi05_ros.transforms.images import resize_with_pad
 
-EXPERT_STREAM, STRAY_STREAM = 4, 5  # of the seed; the world draws from 0 to 3
+EXPERT_STREAM, STRAY_STREAM, PUSHED_STREAM = 4, 5, 6  # of the seed; the world draws from 0 to 3
+PUSHED_RAD = np.array([0.02, 0.02, 0.02, 0.01, 0.02, 0.01])  # of the joints' disturbance: tips move about 1 cm
+PUSHED_KEPT = 0.9  # share of it that is left a control step later
 ROUND = 8  # seeds in flight for each process: bounds the memory that waits
 
 
@@ -29,17 +32,29 @@ class Recording:
         frame_every: control steps from one set of frames to the next.
         astray: share of episodes whose recording begins anywhere on the table, not where the arm begins. Without them
             the joints alone tell where a motion leads, and nothing tells the way back from a wrong place.
+        pushed: strength of a slowly changing disturbance of what the arm is told, 1 as in PUSHED_RAD; the recorded
+            actions are without it. They lead back from where a policy's own errors take the arm (DART, Laskey 2017).
     """
 
     kinds: tuple[str, ...] = KINDS
     image_size: int = 224
     frame_every: int = 2
     astray: float = 0.5
+    pushed: float = 1.0
 
 
 def seeded_task(seed: int, kinds: tuple[str, ...]) -> Task:
     """The task of an episode; with all kinds what `TabletopWorld.reset(seed)` draws."""
     return draw_task(np.random.default_rng([seed, 0]), kinds)
+
+
+def disturbances(random: np.random.Generator, steps: int) -> np.ndarray:
+    """float64 [steps, 7], rad: noise that forgets itself in half a second, from zero; the gripper has none."""
+    out = np.zeros((steps, 7))
+    for step in range(1, steps):
+        fresh = (1 - PUSHED_KEPT**2) ** 0.5 * PUSHED_RAD * random.standard_normal(6)
+        out[step, :6] = PUSHED_KEPT * out[step - 1, :6] + fresh
+    return out
 
 
 class Demonstrator:
@@ -54,23 +69,28 @@ class Demonstrator:
         recording, world = self._recording, self._world
         task = world.reset(seed, seeded_task(seed, recording.kinds))
         stray = np.random.default_rng([seed, STRAY_STREAM])
-        if stray.random() < recording.astray:
-            for target in self._expert.stray(stray):
-                world.step(target)
-        plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
-        states, frames, outcome = [], [], world.outcome
+        try:
+            if stray.random() < recording.astray:
+                for target in self._expert.stray(stray):
+                    world.step(target)
+            plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
+        except ConfigError:  # it found no way: one seed in thousands must not end a collection
+            return None
+        states, commands, frames, outcome, told = [], [], [], world.outcome, world.command
+        disturbance = recording.pushed * disturbances(np.random.default_rng([seed, PUSHED_STREAM]), len(plan))
         steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
         for step, target in enumerate(plan):
             states.append(world.state)
+            commands.append(told)  # row k is where the arm is told to be at step k: action 0 is now
             if step % recording.frame_every == 0:
                 images = world.observe().images
                 frames.append(np.stack([resize_with_pad(images[camera], recording.image_size) for camera in CAMERAS]))
-            judged = world.step(target)
+            judged, told = world.step(target + disturbance[step]), target
             outcome = judged if outcome == "running" else outcome
         if outcome != "success":
             return None
-        return Episode(np.stack(frames), np.stack(states), plan, task.prompts, task.kind, seed,
-                       steps, name=f"episode of seed {seed}")
+        return Episode(np.stack(frames), np.stack(states), np.stack(commands).astype(np.float32), task.prompts,
+                       task.kind, seed, steps, name=f"episode of seed {seed}")
 
     def close(self) -> None:
         self._world.close()

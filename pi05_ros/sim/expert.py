@@ -13,14 +13,22 @@ from pi05_ros.sim.variation import AREA_M
 from pi05_ros.sim.world import BLOCK_HEIGHT_M, TabletopWorld
 
 HOVER_M = 0.10  # height of the fingertips on their way over the blocks
+PRESS_M = 0.012  # below a block's top, to where a touch aims: a policy that is off by millimetres still touches
+FORK_M = 0.12  # height over a block that may go either way: both ways down begin there, and their mean meets the block
 PUSH_HEIGHT_M = 0.018
 BEHIND_M = 0.055  # from the fingertips to the middle of a block before it is pushed
 PUSH_M = 0.085  # past the block's old middle: tips end 0.055 m short of that, plus some for the servos' lag
 SPEED_M_S = 0.25  # peak, of the fingertips
 SPEED_SHARE = 2 / 3  # of each joint's limit, which is what the node keeps in steps
-HOLD_STEPS = 10
+HOLD_STEPS = 6
 LOW_M = 0.01  # below the hovering height by this: in the way of the blocks
-STRAY_CLEAR_M = 0.07  # from a place to the nearest block's middle: half a diagonal and the fingers fit between
+STRAY_CLEAR_M = 0.055  # from a low place to the nearest block's middle: half a diagonal and the fingers fit between
+STRAY_ABOVE_M = 0.055  # lowest a place nearer than that may be
+STRAY_NEAR_M = 0.03  # deviation of the half of the places that are about where the arm will come down
+# The arm comes straight to where it works from inside a cone over that place, else it goes up first: a policy that has
+# strayed a little is led back without a jump. Radius at the place, and its growth with height: a push must not come
+# down on the block, a touch may.
+TOUCH_CONE, PUSH_CONE = (0.02, 0.8), (0.012, 0.3)
 Move = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CLOSED_M = 0.0
 
@@ -38,23 +46,33 @@ class ScriptedExpert:
 
         `random` chooses where there are several equally good ways.
         """
-        return self._along([self._over, self._straight, self._straight], self._waypoints(random))
+        goals = self._waypoints(random)
+        return self._along([self._over, self._straight, self._straight], goals, cone=self._cone)
 
     def stray(self, random: np.random.Generator) -> np.ndarray:
-        """float64 [T, 7]: to a place that has nothing to do with the task, high or low, clear of the blocks."""
-        while True:
+        """float64 [T, 7]: to a place on the table or near where the task begins, high or low, clear of the blocks."""
+        if random.random() < 0.5:
             place = random.uniform(AREA_M[:, 0], AREA_M[:, 1])
-            if np.linalg.norm(self._world.blocks.position - place, axis=1).min() > STRAY_CLEAR_M:
-                break
-        return self._along([self._over, self._straight], [np.append(place, HOVER_M),
-                                                          np.append(place, random.uniform(BLOCK_HEIGHT_M, HOVER_M))])
+        else:
+            place = self._waypoints(random)[0][:2] + STRAY_NEAR_M * random.standard_normal(2)
+        clear = np.linalg.norm(self._world.blocks.position - place, axis=1).min() > STRAY_CLEAR_M
+        height = random.uniform(PUSH_HEIGHT_M if clear else STRAY_ABOVE_M, HOVER_M)
+        return self._along([self._over, self._straight], [np.append(place, HOVER_M), np.append(place, height)])
 
-    def _along(self, moves: list[Move], goals: list[np.ndarray]) -> np.ndarray:
+    @property
+    def _cone(self) -> tuple[float, float]:
+        return PUSH_CONE if self._world.task.ways else TOUCH_CONE
+
+    def _along(self, moves: list[Move], goals: list[np.ndarray], cone: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         command = self._world.command
         joints, rows = command[:6], [command]
         tip = self._kinematics.tip(joints)
-        if tip[2] < HOVER_M - LOW_M:  # up first, so as not to sweep over the table
-            moves, goals = [self._straight, *moves], [np.append(tip[:2], HOVER_M), *goals]
+        if tip[2] < HOVER_M - LOW_M:
+            above = tip[2] - goals[1][2]
+            if above > 0 and np.linalg.norm(tip[:2] - goals[1][:2]) < cone[0] + cone[1] * above:
+                moves, goals = moves[1:], goals[1:]
+            else:  # up first, so as not to sweep over the table
+                moves, goals = [self._straight, *moves], [np.append(tip[:2], HOVER_M), *goals]
         for move, goal in zip(moves, goals, strict=False):
             segment = move(joints, goal)
             rows.extend(np.column_stack([segment, np.zeros(len(segment))]))
@@ -68,10 +86,11 @@ class ScriptedExpert:
         task, blocks = self._world.task, self._world.blocks
         centre = blocks.position[COLOURS.index(task.colour)]
         if not task.ways:
-            return [np.append(centre, HOVER_M), np.append(centre, BLOCK_HEIGHT_M - 0.003)]
+            return [np.append(centre, HOVER_M), np.append(centre, BLOCK_HEIGHT_M - PRESS_M)]
         way = np.array(task.ways[random.integers(len(task.ways))])
         behind = centre - BEHIND_M * way
-        return [np.append(behind, HOVER_M), np.append(behind, PUSH_HEIGHT_M),
+        above = np.append(behind, HOVER_M) if len(task.ways) == 1 else np.append(centre, FORK_M)
+        return [above, np.append(behind, PUSH_HEIGHT_M),
                 np.append(centre + (PUSH_M - BEHIND_M + 0.02) * way, PUSH_HEIGHT_M)]
 
     def _over(self, joints: np.ndarray, goal: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from pi05_ros.runtime.trajectory import JointTrajectoryPlan, hermite
 
 class JointIntegrator:
     """J joints. A trajectory that arrives replaces the one before; until its first point the joints move there from
-    where they are; after its last they hold. One whose points have all passed is refused.
+    where they are; where points have passed, they are at once where it is now; after its last they hold. One whose
+    points have all passed is refused.
 
     Args:
         positions: float64 [J], rad or m.
@@ -24,16 +25,13 @@ class JointIntegrator:
         self.refused = 0
 
     def execute(self, plan: JointTrajectoryPlan, now_ns: int) -> bool:
-        """Take over a trajectory; False if it is refused: all past, not finite, or not at rest at its end."""
+        """Take over a trajectory; False if it is refused: empty, all past, not finite, or not at rest at its end."""
         finite = np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()
-        increasing = (np.diff(plan.times_s) > 0).all()
-        if plan.end_ns <= now_ns or not finite or not increasing or (plan.velocities[-1] != 0).any():
+        increasing = len(plan.times_s) > 0 and (np.diff(plan.times_s) > 0).all()
+        if not finite or not increasing or plan.end_ns <= now_ns or (plan.velocities[-1] != 0).any():
             self.refused += 1
             return False
-        self._start, self._start_ns = self.at(now_ns), now_ns
-        ahead = plan.times_s > (now_ns - plan.stamp_ns) * 1e-9
-        self._plan = JointTrajectoryPlan(plan.stamp_ns, plan.times_s[ahead], plan.positions[ahead],
-                                         plan.velocities[ahead])
+        self._start, self._start_ns, self._plan = self.at(now_ns), now_ns, plan
         return True
 
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +39,8 @@ class JointIntegrator:
         plan = self._plan
         if plan is None:
             return self._start
-        elapsed = (time_ns - self._start_ns) * 1e-9
-        to_first = plan.times_s[0] - (self._start_ns - plan.stamp_ns) * 1e-9
-        if elapsed < to_first:
+        first_ns = plan.points_ns()[0]
+        if time_ns < first_ns:
+            elapsed, to_first = (time_ns - self._start_ns) * 1e-9, (first_ns - self._start_ns) * 1e-9
             return hermite(max(elapsed, 0.0), to_first, *self._start, plan.positions[0], plan.velocities[0])
         return plan.at(time_ns)

@@ -11,6 +11,7 @@ from pi05_ros.sim.world import TabletopWorld
 DAMPING = 0.02  # m or rad of error that a joint may leave per rad near a singular pose
 PULL = 0.05  # share of the way back to straight (joints 4 and 6 at zero) in each iteration, where the tip allows it
 TOLERANCE_M = 2e-4
+LONGEST_STEP_RAD = 0.3  # of a joint in one iteration: a far goal would throw the arm over
 MAX_ITERATIONS = 60
 
 
@@ -47,8 +48,9 @@ class TipKinematics:
             jacobian = np.vstack([linear, angular[:2]])[:, self._dofs]
             inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + DAMPING**2 * np.eye(5))
             straight = -PULL * joints * [0, 0, 0, 1, 0, 1]
-            joints += inverse @ np.append(place, tilt) + straight - inverse @ (jacobian @ straight)
-            joints = np.clip(joints, self._low, self._high)
+            step = inverse @ np.append(place, tilt) + straight - inverse @ (jacobian @ straight)
+            step *= min(1.0, LONGEST_STEP_RAD / np.abs(step).max())
+            joints = np.clip(joints + step, self._low, self._high)
         raise ConfigError("inverse kinematics", expected="a position that the fingertips reach pointing down",
                           received=f"{np.round(position, 3)} m, missed by {np.linalg.norm(place) * 1e3:.1f} mm",
                           way_out="Keep to the table in front of the arm.")

@@ -20,7 +20,7 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 
-from pi05_ros.sim.robot_node import image_message
+from pi05_ros.ros.conversions import image_message
 from pi05_ros.transforms.robot_loader import load_robot
 
 STAMP = slice(4, 12)  # of a serialised message that begins with a header

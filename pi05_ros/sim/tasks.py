@@ -13,7 +13,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 DIRECTIONS = {"left": (0.0, 1.0), "right": (0.0, -1.0), "forward": (1.0, 0.0)}  # x forward, y left, seen by the robot
 Outcome = Literal["running", "success", "failure"]
 
-PUSH_DISTANCE_M = 0.06  # how far a pushed block must have moved
+PUSH_DISTANCE_M = 0.05  # how far a pushed block must have moved
 PUSH_DRIFT_M = 0.04  # and at most across, or the wrong way
 DISTURBED_M = 0.02  # a block that moved further, and should not have, is a failure
 
@@ -104,6 +104,16 @@ def parse_kinds(text: str | None) -> tuple[str, ...]:
 def all_prompts() -> list[str]:
     """Every sentence a task may say: what a tokenizer has to know."""
     return [words.format(colour) for wordings in WORDINGS.values() for words in wordings for colour in COLOURS]
+
+
+def understood(prompt: str) -> Task | None:
+    """The task that a prompt says; None for a sentence that is no task's."""
+    for kind, wordings in WORDINGS.items():
+        for colour in COLOURS:
+            for wording, words in enumerate(wordings):
+                if prompt.strip().lower() == words.format(colour):
+                    return Task(kind, colour, wording)
+    return None
 
 
 def judge(task: Task, blocks: BlockRecord) -> Outcome:

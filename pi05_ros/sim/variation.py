@@ -50,7 +50,7 @@ class Appearance:
         model: mujoco.MjModel; `vary` changes it.
     """
 
-    CAMERA_SHIFT_M, CAMERA_TURN_RAD, SHADE, LIGHT_SHIFT_M = 0.01, 0.02, 0.12, 0.4
+    CAMERA_SHIFT_M, CAMERA_TURN_RAD, SHADE, LIGHT_SHIFT_M = 0.005, 0.01, 0.12, 0.4
 
     def __init__(self, model: Any) -> None:
         self._model = model

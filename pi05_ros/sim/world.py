@@ -75,6 +75,10 @@ class TabletopWorld:
         self._trajectory = JointIntegrator(self._command)
         return self.task
 
+    def ask(self, task: Task) -> None:
+        """Another task from here on, judged by what happens to the blocks from now."""
+        self.task, self._start, self._touched = task, self._block_positions(), np.zeros(len(COLOURS), bool)
+
     @property
     def time_ns(self) -> int:
         """Since reset."""
@@ -89,6 +93,11 @@ class TabletopWorld:
     def state(self) -> np.ndarray:
         """float32 [7]: measured joints, in the robot's units and order."""
         return self.data.qpos[self.qpos].astype(np.float32)
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """float64 [7]: measured, per second."""
+        return self.data.qvel[self.dofs].copy()
 
     @property
     def blocks(self) -> BlockRecord:
@@ -127,7 +136,7 @@ class TabletopWorld:
         return self._trajectory.execute(plan, self._time_ns)
 
     def advance(self, seconds: float) -> Outcome:
-        """Run the trajectory that was taken over; after its end the arm holds."""
+        """Run the trajectory that was taken over, in whole steps of 2.5 ms; after its end the arm holds."""
         for _ in range(round(seconds * 1e9) // self._step_ns):
             positions, _ = self._trajectory.at(self._time_ns + self._step_ns)
             self._physics_step(np.clip(positions, self.lower, self.upper))

@@ -86,15 +86,16 @@ def prepare(directory: Path, robot: Robot, settings: TrainSettings, bar: Bar, he
                     hashlib.sha256(content).hexdigest())
 
 
-def make_trainer(prepared: Prepared, settings: TrainSettings, device: torch.device) -> Trainer:
+def make_trainer(prepared: Prepared, settings: TrainSettings, device: torch.device, compiled: bool = False) -> Trainer:
     robot_action_dim = prepared.transforms.robot.action_dim
     model = initial_model(prepared.transforms.config, robot_action_dim, state_token_ids(prepared.tokenizer),
                           settings.seed)
-    return Trainer(model, prepared.samples.to(device), settings, robot_action_dim, prepared.identity)
+    return Trainer(model, prepared.samples.to(device), settings, robot_action_dim, prepared.identity,
+                   compiled)
 
 
 def train(prepared: Prepared, settings: TrainSettings, output: Path, device: torch.device, bar: Bar,
-          until: float = math.inf, dtype: str = "bfloat16") -> dict[str, Any]:
+          until: float = math.inf, dtype: str = "bfloat16", compiled: bool = False) -> dict[str, Any]:
     """Train to the last step, or until the monotonic clock shows `until`; resume what lies in `output`, and write the
     averaged weights there as a checkpoint.
 
@@ -104,19 +105,19 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
     Raises:
         ConfigError: the loss is no number any more, or the run in `output` has other settings.
     """
-    trainer = make_trainer(prepared, settings, device)
+    trainer = make_trainer(prepared, settings, device, compiled)
     if (output / STATE).exists():
         trainer.resume(output / STATE)
     first, begun = trainer.step, time.monotonic()
     saved, losses = begun, list[torch.Tensor]()
-    loss = math.nan
+    loss = goal_loss = math.nan
     with bar("training") as update:
         while trainer.step < settings.steps:
             losses.append(trainer.advance())
             if trainer.step % CHECK_EVERY and trainer.step < settings.steps:
                 continue
-            loss, losses = float(torch.stack(losses).mean()), []
-            if not math.isfinite(loss):
+            (loss, goal_loss), losses = torch.stack(losses).mean(dim=0).tolist(), []
+            if not math.isfinite(loss + goal_loss):
                 raise ConfigError("loss", expected="a number", received=f"{loss} before step {trainer.step}",
                                   way_out="Lower --learning-rate; the state saved last is from before.")
             update(trainer.step, settings.steps)
@@ -130,7 +131,7 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
     trainer.save(output / STATE)
     file = write_checkpoint(trainer, prepared, output, dtype)
     figures = {"step": trainer.step, "steps": settings.steps, "finished": trainer.step >= settings.steps, "loss": loss,
-               "action_error": action_error(trainer, trainer.samples),
+               "goal_loss": goal_loss, "action_error": action_error(trainer, trainer.samples),
                "parameters": sum(parameter_counts(prepared.transforms.config).values()),
                "checkpoint_bytes": file.stat().st_size, "frames": len(prepared.samples),
                "steps_per_second": (trainer.step - first) / seconds if trainer.step > first else 0.0}

@@ -25,12 +25,13 @@ GPU_SHARE = 0.5  # of the free memory that images may take; larger data sets sta
 @dataclass(frozen=True, eq=False)
 class Samples:
     """F frames: images uint8 [F, N, s, s, 3] of the cameras that are there, tokens int64 [F, L] and their mask bool
-    [F, L], actions float32 [F, H, A], normalised and zero padded."""
+    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: each episode's last action."""
 
     images: Tensor
     tokens: Tensor
     token_mask: Tensor
     actions: Tensor
+    goals: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,7 +40,7 @@ class Samples:
         """On `device`, but for images that do not fit: those stay here, and every batch copies its own."""
         fits = device.type != "cuda" or self.images.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]
         return Samples(self.images.to(device) if fits else self.images, self.tokens.to(device),
-                       self.token_mask.to(device), self.actions.to(device))
+                       self.token_mask.to(device), self.actions.to(device), self.goals.to(device))
 
     def batch(self, rows: Tensor, noise: Tensor, time: Tensor, changes: Tensor | None) -> Batch:
         """The frames `rows` (int64 [B], on the CPU as all arguments); `changes` of the images or None."""
@@ -49,7 +50,7 @@ class Samples:
         pixels = (to_unit(images.flatten(0, 1)) * 2.0 - 1.0).unflatten(0, images.shape[:2])
         if changes is not None:
             pixels = augment(pixels, changes.to(device, non_blocking=True))
-        return Batch(pixels, self.tokens[here], self.token_mask[here], self.actions[here],
+        return Batch(pixels, self.tokens[here], self.token_mask[here], self.actions[here], self.goals[here],
                      noise.to(device, non_blocking=True), time.to(device, non_blocking=True))
 
 
@@ -82,7 +83,7 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
     """
     size, horizon = transforms.config.vision.image_size, transforms.config.action_horizon
     images: Tensor | None = None
-    tokens, masks, chunks = [], [], []
+    tokens, masks, chunks, goals = [], [], [], []
     wording, row = np.random.default_rng([seed, 1]), 0
     for episode in episodes:
         check_robot(episode, transforms.robot)
@@ -101,6 +102,7 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
             tokens.append(inputs.tokens[0])
             masks.append(inputs.token_mask[0])
             chunks.append(transforms.encode_actions(action_chunk(episode, int(step), horizon), state))
+            goals.append(transforms.encode_actions(episode.actions[-1:], state)[0])
             row += 1
         if on_progress:
             on_progress(row, frames)
@@ -109,4 +111,5 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
                           way_out="Record the data set again.")
     longest = int(np.stack(masks).sum(axis=1).max())
     return Samples(images, torch.from_numpy(np.stack(tokens)[:, :longest]),
-                   torch.from_numpy(np.stack(masks)[:, :longest]), torch.from_numpy(np.stack(chunks)))
+                   torch.from_numpy(np.stack(masks)[:, :longest]), torch.from_numpy(np.stack(chunks)),
+                   torch.from_numpy(np.stack(goals)))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pi05_ros.errors import CheckpointError, ConfigError
 from pi05_ros.model.pi05 import Pi05
-from pi05_ros.train.flow_matching import flow_matching_loss
+from pi05_ros.train.flow_matching import GoalHead, losses
 from pi05_ros.train.presets import TrainSettings
 from pi05_ros.train.samples import Samples, draw_batch
 
@@ -27,38 +27,45 @@ class Trainer:
     Args:
         model: from `initial_model`; moved to the device.
         identity: of the data; a state saved under another one is refused.
+        compiled: the losses by torch.compile: a minute to begin with, then fewer and fuller kernels. The numbers differ
+            in their last digits, so compare runs of one kind; a run may be resumed either way.
     """
 
     def __init__(self, model: Pi05, samples: Samples, settings: TrainSettings, robot_action_dim: int,
-                 identity: str) -> None:
+                 identity: str, compiled: bool = False) -> None:
         self.samples, self.settings, self.identity = samples, settings, identity
         self.robot_action_dim = robot_action_dim
         self.device = samples.tokens.device
         self.model = model.to(self.device).train()
+        self._losses = torch.compile(losses, dynamic=False) if compiled else losses
+        self.head = GoalHead(model.config).to(self.device)
+        nn.init.zeros_(self.head.out.weight)
+        nn.init.zeros_(self.head.out.bias)
         self.step = 0
         self.average = [parameter.detach().clone() for parameter in self.model.parameters()]
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        self.learnt = [*self.model.parameters(), *self.head.parameters()]
+        matrices = [p for p in self.learnt if p.ndim > 1]
+        vectors = [p for p in self.learnt if p.ndim == 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=settings.learning_rate, betas=BETAS, fused=self.device.type == "cuda")
 
     def advance(self) -> Tensor:
-        """One optimiser step; its loss, a scalar on the device."""
+        """One optimiser step; its losses of flow and goal, [2] on the device."""
         settings = self.settings
         batch = draw_batch(self.samples, settings.batch, settings.seed, self.step, settings.augment)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, settings)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = flow_matching_loss(self.model, batch, self.robot_action_dim)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+            flow, goal = self._losses(self.model, self.head, batch, self.robot_action_dim)
+        (flow + settings.goal_weight * goal).backward()
+        nn.utils.clip_grad_norm_(self.learnt, settings.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - ema_decay_at(self.step, settings))
         self.step += 1
-        return loss.detach()
+        return torch.stack([flow.detach(), goal.detach()])
 
     def autocast(self) -> Any:
         if self.settings.precision == "float32":
@@ -77,7 +84,8 @@ class Trainer:
         """Replace `file` by the state of now."""
         file.parent.mkdir(parents=True, exist_ok=True)
         state = {"step": self.step, "settings": asdict(self.settings), "identity": self.identity,
-                 "model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict()}
+                 "model": self.model.state_dict(), "head": self.head.state_dict(),
+                 "average": self.average, "optimizer": self.optimizer.state_dict()}
         part = file.with_suffix(".part")
         torch.save(state, part)
         os.replace(part, file)
@@ -102,6 +110,7 @@ class Trainer:
                                   way_out="Resume with what the run began with, or choose another --output.")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
 

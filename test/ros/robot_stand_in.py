@@ -16,7 +16,8 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_ros.sim.robot_node import IMAGE_TOPICS, image_message
+from pi05_ros.ros.conversions import image_message
+from pi05_ros.ros.subscriptions import TOPICS
 from pi05_ros.transforms.robot_loader import load_robot
 
 PATIENCE_S = 60.0  # a test that waits longer has failed; nothing ever waits for a fixed time
@@ -34,7 +35,7 @@ class RobotStandIn(Node):
         self.trajectories: list[JointTrajectory] = []
         self.provenance: list[DiagnosticArray] = []
         self.diagnostics: list[DiagnosticArray] = []
-        self.cameras = [self.create_publisher(Image, f"{target}/{t}", qos_profile_sensor_data) for t in IMAGE_TOPICS]
+        self.cameras = [self.create_publisher(Image, f"{target}/{t}", qos_profile_sensor_data) for t in TOPICS.values()]
         self._joints = self.create_publisher(JointState, f"{target}/joint_states", qos_profile_sensor_data)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.prompt = self.create_publisher(String, f"{target}/prompt", latched)

@@ -43,6 +43,14 @@ def test_autostart_configures_and_activates_and_can_be_left_out(launch_file):
     assert len(started(launch_file, autostart="false")) == 1
 
 
+def test_the_simulated_robot_comes_with_its_clock(launch_file):
+    robot, policy, *_ = started(launch_file, sim="true", sim_seed="3", joint_states_topic="/joints")
+    assert robot.node_executable == "sim_robot" and policy.node_executable == "policy_node"
+    assert len(started(launch_file, sim="true", autostart="false")) == 2
+    with pytest.raises(ValueError, match="sim_seed: expected a whole number"):
+        started(launch_file, sim="true", sim_seed="any")
+
+
 @pytest.mark.parametrize(("namespace", "name"), [("", "/pi05_policy"), ("left", "/left/pi05_policy")])
 def test_a_recorder_comes_first_where_asked_for(launch_file, namespace, name):
     actions = started(launch_file, record="true", bag="run_1", namespace=namespace)

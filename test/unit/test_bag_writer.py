@@ -1,6 +1,7 @@
 """Bags as other readers see them, the disk's failures, and what a kill leaves. No ROS."""
 
 import errno
+import json
 import threading
 
 import pytest
@@ -17,8 +18,8 @@ from mcap_ros2.decoder import DecoderFactory  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 from rosbags.typesys import Stores, get_typestore  # noqa: E402
 
-from pi05_ros.bag.reader import read_messages  # noqa: E402
-from pi05_ros.bag.topics import topic_map  # noqa: E402
+from pi05_ros.bag.reader import read_about, read_messages  # noqa: E402
+from pi05_ros.bag.topics import topic_map, topics_told  # noqa: E402
 from pi05_ros.bag.writer import BagWriter, Splits, Topic  # noqa: E402
 from pi05_ros.bag.writing import WriterThread  # noqa: E402
 from pi05_ros.errors import BagError, ConfigError  # noqa: E402
@@ -169,3 +170,18 @@ def test_any_topic_map_is_read_or_refused(tmp_path_factory, content):
         assert set(topic_map(path)) == set(topic_map())
     except ConfigError:
         pass
+
+
+def test_a_bag_tells_its_topics_in_every_file_also_after_a_kill(tmp_path):
+    topics = topic_map(node="/arm/policy")
+    writer = BagWriter(tmp_path / "b", Splits(bytes=1), about={"node": "/arm/policy", "topics": json.dumps(topics)})
+    for n in range(3):
+        writer.write(PROMPT, n, text("x"))
+    writer.finish_chunk()  # and never closed
+    for path in sorted((tmp_path / "b").glob("*.mcap")):
+        assert topics_told(read_about(path)) == topics and read_about(path)["node"] == "/arm/policy"
+    assert len(writer.files) == 3 and len(list(read_messages(tmp_path / "b"))) == 3
+    write(tmp_path / "other")
+    assert read_about(tmp_path / "other") == {} and topics_told({}) is None
+    with pytest.raises(ConfigError, match="topic map of the bag: expected roles among"):
+        topics_told({"topics": "{gripper: /x}"})

@@ -9,10 +9,14 @@ from rendering import seen_world  # noqa: F401 (a fixture)
 
 from pi05_ros.cli.main import main
 from pi05_ros.errors import ConfigError
+from pi05_ros.runtime.chunking import JointLimits
+from pi05_ros.runtime.joining import Joining, JoinSettings
 from pi05_ros.runtime.policy import Policy
+from pi05_ros.schema import CAMERAS, ActionChunk, Guidance, Observation
 from pi05_ros.sim import closed_loop
-from pi05_ros.sim.closed_loop import Loop, Run, evaluate, evaluate_expert, may_lack
+from pi05_ros.sim.closed_loop import evaluate, evaluate_expert, may_lack, together
 from pi05_ros.sim.contact_sheet import save_contact_sheet
+from pi05_ros.sim.episode import Ablation, Loop, begin
 from pi05_ros.sim.evaluation import Driver, Evaluation, run_all
 from pi05_ros.sim.expert import ScriptedExpert
 from pi05_ros.sim.tasks import Task
@@ -27,61 +31,118 @@ def policy():
     return Policy.load(robot=may_lack(load_robot("tabletop"), "base_0_rgb"))
 
 
-def test_a_policy_that_knows_succeeds_and_one_that_rests_runs_out_of_time(policy, monkeypatch):
-    def know(policy, runs, loop, index, masked):
-        plans = [ScriptedExpert(run.world).plan(np.random.default_rng(0)) for run in runs]
-        return [plan[index * loop.execute:] for plan in plans] if index == 0 else [plan[:1] for plan in plans]
+@pytest.fixture
+def knowing(monkeypatch):
+    """Instead of inference what a policy without fault would say: the expert's motion from where the arm is on it."""
+    plans: dict[int, np.ndarray] = {}
+
+    def know(policy, runs, loop, index, ablation):
+        chunks = []
+        for run in runs:
+            if index == 0:
+                expert = ScriptedExpert(run.world).plan(np.random.default_rng([run.seed, 4]))
+                plans[run.seed] = np.concatenate([run.world.command[None], expert])
+            plan = plans[run.seed]
+            fine = np.arange(0, len(plan) - 1, 0.02)
+            dense = np.array([np.interp(fine, np.arange(len(plan)), column) for column in plan.T]).T
+            here = fine[np.abs(dense - run.world.command).sum(axis=1).argmin()]
+            rows = [np.interp(here + np.arange(20), np.arange(len(plan)), column) for column in plan.T]
+            run.seen = Observation({}, run.world.state, run.prompt, run.world.time_ns)
+            chunks.append(ActionChunk(np.array(rows).T, np.zeros((20, 32), np.float32), run.world.time_ns, 0.05,
+                                      run.prompt, 1, run.seed, index))
+        return chunks
 
     monkeypatch.setattr(closed_loop, "_infer", know)
-    loop = Loop(execute=policy.config.action_horizon, limit=policy.config.action_horizon)
-    trials = evaluate(policy, [TabletopWorld(), TabletopWorld()], TASKS, loop)
+
+
+@pytest.mark.parametrize("delay", [0, 2, 4])
+def test_chunks_of_the_experts_motion_move_as_the_expert_does(policy, knowing, delay):
+    trials = evaluate(policy, [TabletopWorld(), TabletopWorld()], TASKS, Loop(delay=delay))
+    expert = evaluate_expert(TabletopWorld(), TASKS)
     assert [trial.seed for trial in trials] == list(TASKS)
     assert [trial.outcome for trial in trials] == ["success"] * 3
     assert [trial.prompt for trial in trials] == [task.prompt for task in TASKS.values()]
-    monkeypatch.setattr(closed_loop, "_infer", lambda policy, runs, *rest: [run.world.command[None] for run in runs])
+    for trial, best in zip(trials, expert, strict=True):
+        assert best.steps <= trial.steps <= best.steps + delay + 2  # it begins when the first chunk is there
+        assert trial.jerk_peak < 1.2 * best.jerk_peak and trial.jerk_rms < 1.2 * best.jerk_rms
+
+
+def test_played_from_its_first_action_every_chunk_falls_behind_and_jerks(policy, knowing):
+    plain, aware = (evaluate(policy, [TabletopWorld()], TASKS, Loop(delay=4, join=JoinSettings(mode)))
+                    for mode in ("plain", "delay_aware"))
+    assert sum(t.jerk_peak for t in plain) > 1.5 * sum(t.jerk_peak for t in aware)
+
+
+def test_an_arm_that_is_not_moved_runs_out_of_time(policy, monkeypatch):
+    def rest(policy, runs, loop, index, ablation):
+        for run in runs:
+            run.seen = Observation({}, run.world.state, run.prompt, run.world.time_ns)
+        return [ActionChunk(np.repeat(run.world.command[None], 20, 0), np.zeros((20, 32)), run.world.time_ns, 0.05, "",
+                            1, 0, index) for run in runs]
+
+    monkeypatch.setattr(closed_loop, "_infer", rest)
     trials = evaluate(policy, [TabletopWorld()], TASKS, Loop(limit=12))
     assert [(trial.outcome, trial.steps) for trial in trials] == [("running", 12)] * 3
 
 
-def test_a_late_chunk_loses_its_first_actions(policy):
-    class World:
-        command = np.full(7, -1.0)
-
-    run = Run(World(), 0, Task("touch", "red"), "")
-    chunk = np.arange(50.0)[:, None] + np.zeros(7)
-    played = []
-    for step in range(8):
-        if step % 4 == 0:
-            run.waiting = step, chunk + 100 * step
-        played.append(run.command(step, delay=2)[0])
-    assert played == [-1, -1, 2, 3, 4, 5, 402, 403]
-
-
-def test_a_horizon_too_short_for_the_loop_is_refused(policy):
+@pytest.mark.parametrize("loop", [Loop(execute=46, delay=5), Loop(execute=2, delay=3), Loop(execute=17)])
+def test_a_loop_that_does_not_fit_is_refused(policy, loop):
     with pytest.raises(ConfigError, match="horizon less the delay"):
-        evaluate(policy, [TabletopWorld()], TASKS, Loop(execute=46, delay=5))
+        evaluate(policy, [TabletopWorld()], TASKS, loop)
 
 
-def test_wrong_colours_are_told_but_not_judged(policy, monkeypatch):
-    monkeypatch.setattr(closed_loop, "_infer", lambda policy, runs, *rest: [run.world.command[None] for run in runs])
-    trials = evaluate(policy, [TabletopWorld()], {5: Task("touch", "red")}, Loop(limit=1), wrong_colour=True)
-    assert trials[0].prompt == "touch the green block"
+def test_what_an_ablation_keeps_from_the_policy():
+    seen = Observation({camera: np.zeros((2, 2, 3), np.uint8) for camera in CAMERAS}, np.arange(7.0, dtype="f4"), "", 5)
+    kept = Ablation("base_0_rgb", shuffled_state=True).seen(seen)
+    assert list(kept.images) == list(CAMERAS[1:]) and kept.state.tolist() == [5, 0, 1, 2, 3, 4, 6]
+    assert Ablation().seen(seen).state is seen.state
+    assert Ablation(wrong_colour=True).told(Task("touch", "red")) == "touch the green block"
     assert evaluate_expert(TabletopWorld(), {5: Task("touch", "red")})[0].success
+
+
+def test_guided_chunks_of_a_batch_are_those_of_each_alone(policy, seen_world):  # noqa: F811
+    """Four chunks each, the last of them guided: two episodes at once, and the second one alone."""
+    loop, limits = Loop(2, execute=4, delay=1, join=JoinSettings("guided")), JointLimits(policy.robot)
+
+    def last_of(seeds):
+        worlds = [TabletopWorld() for _ in seeds]
+        runs = [begin(world, seed, TASKS[seed]) for world, seed in zip(worlds, seeds, strict=True)]
+        for run in runs:
+            run.joining = Joining(policy.transforms.encode_actions)
+        for index in range(4):
+            chunks = closed_loop._infer(policy, runs, loop, index, Ablation())
+            for run, chunk in zip(runs, chunks, strict=True):
+                run.waiting = 0, chunk
+                run.world.advance(0.05)
+                run.arrive(0, limits, loop.join)
+                run.world.advance(0.15)
+        for world in worlds:
+            world.close()
+        return chunks[-1]
+
+    both, alone = last_of(list(TASKS)[:2]), last_of(list(TASKS)[1:2])
+    assert both.guidance is not None and both.guidance.delay == 2 and alone.guidance is not None
+    np.testing.assert_allclose(both.actions, alone.actions, atol=1e-4)
+
+
+def test_a_batch_has_one_guidance_or_none():
+    one = Guidance(np.zeros((1, 20, 32), np.float32), 2, 10)
+    assert together([None, None]) is None
+    assert together([one, replace(one, previous=one.previous + 1)]).previous[:, 0, 0].tolist() == [0, 1]
 
 
 def test_a_batch_gives_each_episode_what_it_gets_alone(policy, seen_world):  # noqa: F811
     worlds = [TabletopWorld(), TabletopWorld()]
-    runs = []
-    for world, (seed, task) in zip(worlds, TASKS.items(), strict=False):
-        world.reset(seed, task)
-        runs.append(Run(world, seed, task, task.prompt))
-    both = closed_loop._infer(policy, runs, Loop(2), 3, None)
+    runs = [begin(world, seed, task) for world, (seed, task) in zip(worlds, TASKS.items(), strict=False)]
+    for run in runs:
+        run.joining = Joining(policy.transforms.encode_actions)
+    both = closed_loop._infer(policy, runs, Loop(2), 3, Ablation())
     for run, chunk in zip(runs, both, strict=True):
         assert len(run.frames) == 1 and run.frames[0].shape == (224, 224, 3)
         alone = policy.infer(run.world.observe(), 2, seed=run.seed, chunk_index=3).actions
-        np.testing.assert_allclose(chunk, alone, atol=1e-4)
-        masked = closed_loop._infer(policy, [run], Loop(2), 3, "base_0_rgb")[0]
-        assert np.abs(masked - alone).max() > 1e-4
+        np.testing.assert_allclose(chunk.actions, alone, atol=1e-4)
+        masked = closed_loop._infer(policy, [run], Loop(2), 3, Ablation("base_0_rgb"))[0]
+        assert np.abs(masked.actions - alone).max() > 1e-4
     for world in worlds:
         world.close()
 
@@ -93,24 +154,27 @@ def test_evaluate_counts_and_gates(seen_world, capsys, tmp_path):  # noqa: F811
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     (setting,) = report["settings"]
     assert setting["successes"] == 3 and setting["trials"] == [1, 1, 1] and setting["kinds"] == {"touch": [3, 3]}
-    assert setting["low"] < 1 and sheet.read_bytes().startswith(b"\x89PNG")
+    assert setting["low"] < 1 and 0 < setting["jerk_rms"] < setting["jerk_peak"] and report["expert"] == setting
+    assert sheet.read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--at-least", "1.1"]) == 1
 
 
 def test_every_setting_runs_and_processes_change_nothing(policy, seen_world, monkeypatch):  # noqa: F811
-    loops = (Loop(1, limit=3, execute=2), Loop(2, limit=3, execute=2, delay=1))
+    loops = (Loop(1, limit=3, execute=2), Loop(2, limit=3, execute=2, delay=1, join=JoinSettings("guided")))
     evaluation = Evaluation(None, loops, batch=1, film=True)
     monkeypatch.setattr(Policy, "load", lambda *args, **options: policy)
     driven = Driver(replace(evaluation, checkpoint="x", batch=2)).play(TASKS)
-    assert [[trial.steps for trial in trials] for trials in driven[0]] == [[3, 3, 3]] * 2
+    assert [[trial.steps for trial in trials] for trials in driven[0][1:]] == [[3, 3, 3]] * 2
+    assert [trial.success for trial in driven[0][0]] == [True] * 3  # the expert, to hold them against
     assert [len(frames) for _, frames in driven[1]] == [3, 3, 3] and "time is up after 3 steps" in driven[1][0][0]
-    one, two = (run_all(replace(evaluation, loops=loops[:1]), TASKS, workers) for workers in (1, 2))
+    one, two = (run_all(evaluation, TASKS, workers) for workers in (1, 2))
     assert one[0] == two[0] and [trial.seed for trial in one[0][0]] == list(TASKS)
     assert [caption for caption, _ in one[1]] == [caption for caption, _ in two[1]]
 
 
 @pytest.mark.parametrize("words", [[], ["--expert", "--checkpoint", "x"], ["--expert", "--mask", "top"],
-                                   ["--expert", "--tasks", "pull"], ["--expert", "--first", "-1"]])
+                                   ["--expert", "--tasks", "pull"], ["--expert", "--first", "-1"],
+                                   ["--expert", "--over-ros"]])
 def test_evaluate_refuses(words, capsys):
     assert main(["evaluate", *words]) == 2
     assert "expected" in json.loads(capsys.readouterr().out.splitlines()[-1])["message"]

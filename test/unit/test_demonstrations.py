@@ -41,7 +41,8 @@ def test_a_demonstration_is_what_the_policy_would_see_and_should_do(seen_world):
         if step % 5 == 0:
             image = seen_world.observe().images["base_0_rgb"]
             np.testing.assert_array_equal(episode.images[step // 5, 0], resize_with_pad(image, 56))
-        seen_world.step(episode.actions[step])
+        np.testing.assert_array_equal(episode.actions[step], seen_world.command.astype(np.float32))
+        seen_world.step(episode.actions[step + 1])
     np.testing.assert_array_equal(episode.actions[-1], episode.actions[-2])  # ends at rest
 
 

@@ -6,8 +6,19 @@ import pytest
 from pi05_ros.errors import ConfigError
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.sim.expert import ScriptedExpert
+from pi05_ros.sim.joint_integrator import JointIntegrator
 from pi05_ros.sim.kinematics import TipKinematics
-from pi05_ros.sim.tasks import COLOURS, HELD_OUT_SEEDS, KINDS, TRAIN_SEEDS, BlockRecord, Task, all_prompts, judge
+from pi05_ros.sim.tasks import (
+    COLOURS,
+    HELD_OUT_SEEDS,
+    KINDS,
+    TRAIN_SEEDS,
+    BlockRecord,
+    Task,
+    all_prompts,
+    judge,
+    understood,
+)
 from pi05_ros.sim.world import TabletopWorld
 
 REST = np.zeros((len(COLOURS), 2))
@@ -115,6 +126,29 @@ def test_a_trajectory_is_followed_held_and_refused_when_past(world):
     np.testing.assert_allclose(world.state, goal, atol=2e-3)
     assert world.time_ns == 1_000_000_000
     assert not world.execute(plan)
+
+
+def test_a_trajectory_that_began_in_the_past_is_joined_where_it_is_now():
+    joints = JointIntegrator([0.0])
+    times = np.array([1.0, 2.0, 3.0])
+    plan = JointTrajectoryPlan(0, times, times[:, None], np.array([[1.0], [1.0], [0.0]]))
+    joints.execute(plan, 1_500_000_000)
+    assert joints.at(1_500_000_000)[0] == 1.5 and joints.at(2_000_000_000)[0] == 2.0
+    empty = JointTrajectoryPlan(0, np.empty(0), np.empty((0, 1)), np.empty((0, 1)))
+    assert not joints.execute(empty, 0) and joints.refused == 1 and joints.at(2_000_000_000)[0] == 2.0
+
+
+def test_another_task_is_judged_from_where_the_blocks_are(world):
+    assert demonstrate(world, 3, Task("touch", "red")) == "success"
+    world.ask(Task("touch", "green"))
+    assert world.outcome == "running" and world.task.prompt == "touch the green block"
+
+
+def test_a_prompt_is_understood_where_it_says_a_task():
+    for prompt in all_prompts():
+        task = understood(f" {prompt.capitalize()} ")
+        assert task is not None and task.prompt == prompt
+    assert understood("touch the purple block") is None
 
 
 def test_inverse_kinematics_reaches_and_refuses(world):

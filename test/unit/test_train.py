@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from toy_episodes import PROMPTS, TOY, one_thread, record, toy_episode  # noqa: F401 (one_thread is a fixture)
 
 from pi05_ros.errors import CheckpointError, ConfigError
+from pi05_ros.model.pi05 import PrefixCache
 from pi05_ros.runtime.policy import Policy, draw_noise
 from pi05_ros.schema import ACTION_DIM, Observation
 from pi05_ros.train import run as training
 from pi05_ros.train.augment import augment
-from pi05_ros.train.flow_matching import Batch, draw_times, flow_matching_loss
+from pi05_ros.train.flow_matching import Batch, GoalHead, draw_times, losses
 from pi05_ros.train.presets import PRESETS, TrainSettings
 from pi05_ros.train.samples import draw_batch
 from pi05_ros.train.trainer import learning_rate_at
@@ -58,13 +59,24 @@ class StandIn:
 def test_the_loss_by_hand():
     """One sample, one step, two real dimensions and one of padding."""
     batch = Batch(torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool),
-                  actions=torch.tensor([[[1.0, -1.0, 0.0]]]), noise=torch.tensor([[[3.0, 2.0, 9.0]]]),
-                  time=torch.tensor([0.25]))
+                  actions=torch.tensor([[[1.0, -1.0, 0.0]]]), goals=torch.tensor([[2.0, 1.0, 0.0]]),
+                  noise=torch.tensor([[[3.0, 2.0, 9.0]]]), time=torch.tensor([0.25]))
     model = StandIn()
-    loss = flow_matching_loss(model, batch, robot_action_dim=2)
+    flow, goal = losses(model, lambda cache: torch.tensor([[1.0, 3.0, 7.0]]), batch, robot_action_dim=2)
     # x = 0.25 noise + 0.75 action = 1.5 and -0.25; v = x + 0.25 = 1.75 and 0; noise - action = 2 and 3.
     assert model.x_t.tolist() == [[[1.5, -0.25, 0.0]]]
-    assert loss.item() == pytest.approx((0.25**2 + 3**2) / 2)
+    assert flow.item() == pytest.approx((0.25**2 + 3**2) / 2)
+    assert goal.item() == pytest.approx((1**2 + 2**2) / 2)
+
+
+def test_the_goal_is_guessed_from_the_last_token_that_is_there():
+    config = PRESETS["smallest"](4, 64)
+    head = GoalHead(config)
+    values = torch.randn(2, 3, 1, 5, 32)
+    pad_mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    guess = head(PrefixCache(values, values, pad_mask))
+    for row, last in enumerate((3, 4, 1)):
+        torch.testing.assert_close(guess[row], head.out(values[:, row, 0, last].flatten()))
 
 
 def test_times_lean_towards_noise():
@@ -164,7 +176,7 @@ def test_augmentation_changes_little_and_nothing_when_told_so():
 
 def test_bfloat16_products_change_the_loss_a_little(data):
     prepared = training.prepare(data, TOY, FEW, no_bar)
-    losses = [float(training.make_trainer(prepared, replace(FEW, precision=precision), CPU).advance())
+    losses = [float(training.make_trainer(prepared, replace(FEW, precision=precision), CPU).advance()[0])
               for precision in ("float32", "bfloat16")]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
 

@@ -23,6 +23,7 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     """Raises BackendError where the device, the precision, the model, a library or the memory is not fit for it."""
     config, wanted = source.config, list(stages)
     checks.check_request(config, wanted, device, dtype)
+    checks.check_quantisation(source.quantisation)
     checks.check_libraries()
     checks.check_memory(config, wanted, device)
     from pi05_ros.backends.cuda.stages import CudaStages

@@ -11,6 +11,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.shapes import table_bytes
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
+from pi05_ros.model.quant_config import Quantisation
 from pi05_ros.model.weights import STAGE_MODULES, expected_shapes, openpi_name, target_dtype
 from pi05_ros.schema import Guidance
 
@@ -32,6 +33,14 @@ def check_request(config: Pi05Config, stages: list[str], device: torch.device, d
         raise BackendError("backend 'cuda'", expected="dtype bfloat16", received=str(dtype),
                            way_out="Use dtype bfloat16, or backend 'eager' for float32.")
     check_model(config, stages)
+
+
+def check_quantisation(quantisation: Quantisation | None) -> None:
+    """Its kernels multiply bfloat16; a checkpoint in low precision never runs here as if it were that."""
+    if quantisation is not None:
+        raise BackendError("backend 'cuda'", expected="weights in bfloat16 or float32",
+                           received=f"a quantised checkpoint ({quantisation.summary()})",
+                           way_out="Use backend 'eager', which runs it or simulates it, or the checkpoint before it.")
 
 
 def check_libraries() -> None:

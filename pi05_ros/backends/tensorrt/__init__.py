@@ -1,0 +1,1 @@
+"""TensorRT: every stage as an ONNX graph, its engine, and their runner."""

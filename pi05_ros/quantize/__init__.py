@@ -1,0 +1,1 @@
+"""Low precision: recipes, calibration, quantisation, and the proof of what it costs."""
