@@ -17,6 +17,7 @@ from pi05_ros.transforms.robot_file import Robot
 SPEED_TOLERANCE = 1.02
 POSITION_TOLERANCE = 2e-3  # rad or m
 AFTER_JUMP_S = 1.5  # of the clock: the node cannot know what still moves while the clock says that it is over
+STEP_S = 0.002  # where the set point jumps by more than a joint moves in this time, it is a step
 AT_REST_S = 1.5  # after the node could last command: longer than it may commit to
 MOST_AHEAD_S = 1.2  # what may be committed (at most 1 s is set here) and how old the stamp of a chunk just made may be
 
@@ -75,8 +76,15 @@ class Judge:
             self.violation("does not end at rest", str(plan.velocities[-1]))
         if plan.end_ns > now_ns + MOST_AHEAD_S * 1e9 + 1:
             self.violation("commits too far ahead", f"{(plan.end_ns - now_ns) * 1e-9:.3f} s")
-        self.controller.execute(plan, now_ns)
+        before, _ = self.controller.at(now_ns)
+        self.begun(plan, self.controller.execute(plan, now_ns), now_ns)
+        step = np.abs(self.controller.at(now_ns)[0] - before)
+        if self.settled(now_ns) and (step > self.limits.velocity * STEP_S).any():
+            self.exceeds("a step", f"of {step.max():.4f}", now_ns)
         return plan
+
+    def begun(self, plan: JointTrajectoryPlan, taken: bool, now_ns: int) -> None:
+        """A trajectory arrived, and was taken over by the controller or refused."""
 
     def look(self, now_ns: int) -> None:
         self.judge(*self.controller.at(now_ns), now_ns)

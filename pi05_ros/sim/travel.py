@@ -45,18 +45,19 @@ class TravelJudge(Judge):
         self.longest_s = 0.0  # on the way
         self._outside: deque[tuple[int, float]] = deque()  # when, and how far, the robot was beyond a limit of late
 
-    def execute(self, message: JointTrajectory, now_ns: int, offset_ns: int = 0) -> JointTrajectoryPlan:
-        refused = self.controller.refused
-        plan = super().execute(message, now_ns, offset_ns)
+    def begun(self, plan: JointTrajectoryPlan, taken: bool, now_ns: int) -> None:
         before = self._newest if self._newest is not None and now_ns < self._newest.until_ns else None
         command = Command(plan.stamp_ns, now_ns, plan.next_point_ns(now_ns + 1), before)
-        if self.controller.refused > refused:  # all past: the robot never comes to its curve
+        if not taken:  # all past: the robot never comes to its curve
             self.refused += 1
             command.until_ns, command.travel_ns = NEVER_NS, self._lead_ns + 1
         elif len(plan.times_s) == 1:  # a hold is stamped when it is published
             command.travel_ns = now_ns - plan.stamp_ns
         self._newest = command
         self._open.append(command)
+
+    def execute(self, message: JointTrajectory, now_ns: int, offset_ns: int = 0) -> JointTrajectoryPlan:
+        plan = super().execute(message, now_ns, offset_ns)
         self._settle()
         return plan
 

@@ -102,6 +102,14 @@ def test_beyond_the_first_point_nothing_is_excused(judge):
     assert judge.late == 1 and "too fast" in judge.found.violations
 
 
+@pytest.mark.parametrize("travel_s", [0.05, 0.15])
+def test_a_step_is_excused_for_a_late_command_alone(judge, travel_s):
+    stamp = START_NS - int(travel_s * S)
+    judge.execute(message(stamp, [travel_s - 0.01, 0.5], [0.02, 0.02]), START_NS)  # its first point has passed
+    judge.published(stamp, stamp)
+    assert list(judge.found.violations) == ([] if travel_s > LEAD_S else ["a step"])
+
+
 def test_motion_long_after_the_node_was_killed_is_seen(judge):
     judge.execute(message(START_NS, [0.1, 1.19], [0.0, 0.01]), START_NS)
     watch(judge, 0.01)
