@@ -13,6 +13,7 @@ from pi05_ros.runtime.chunking import JointLimits, JointMeasurement, plan_chunk,
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.joining import Joining
 from pi05_ros.runtime.mailbox import Mailbox, age_s
+from pi05_ros.runtime.trajectory import Commanded, JointTrajectoryPlan
 
 CLOCK_CORRECTION_S = 1.0  # a larger step back is a simulation that began anew
 
@@ -28,13 +29,14 @@ class Motion:
         self._now_ns, self._values, self._log = now_ns, values, log
         self.held = False
         self._at_rest = True  # what was commanded last is a hold, or nothing
+        self._commanded = Commanded()
         self.deadline_misses = 0  # trajectories that came after the robot had begun to brake for want of them
 
     def begin(self) -> None:
         """A new activation, or a reset: a trajectory that has ended no longer says where the robot is."""
         self.held = False
         if self._commands.last is not None and self._commands.last.end_ns <= self._now_ns():
-            self._commands.last = None
+            self._forget()
 
     def publish(self, delivery: Delivery) -> int:
         """A chunk as the trajectory to execute from now on; gives when it was published, ns.
@@ -65,7 +67,7 @@ class Motion:
         chunk = self._joining.combined(delivery.chunk, delivery.join)
         consuming = delivery.join.mode != "plain" and not self._at_rest  # a robot that is held consumes no actions
         plan = plan_chunk(chunk, self._limits, measured, now_ns, command, running, consuming)
-        self._commands.publish(plan)
+        self._publish(plan, now_ns)
         published_ns = self._now_ns()
         self._commands.publish_provenance(delivery, now_ns, published_ns, measured.stamp_ns, plan)
         if running is not None and not self._at_rest and now_ns > running.end_ns - command.stop_time_s * 1e9:
@@ -78,8 +80,8 @@ class Motion:
         now_ns, running = self._now_ns(), self._commands.last
         self._joining.interrupted()
         if running is not None and running.end_ns > now_ns:
-            self._commands.publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
-                                             self._values()["stop_time_s"]))
+            self._publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
+                                    self._values()["stop_time_s"]), now_ns)
             self._log(f"hold: {why}")
         self.held = self._at_rest = True  # after: a hold that could not be published is tried again
 
@@ -91,7 +93,7 @@ class Motion:
         if running is not None and before_ns - now_ns < CLOCK_CORRECTION_S * 1e9:
             self._commands.last = replace(running, stamp_ns=running.stamp_ns + now_ns - before_ns)
             self.hold("the clock was set back")
-        self._commands.last = None
+        self._forget()
         self._at_rest = True
 
     def on_fault(self, why: str) -> None:
@@ -106,4 +108,17 @@ class Motion:
         """The joints as measured last, unless that was too long ago."""
         latest = self._mailbox.latest(Mailbox.STATE)
         fresh = latest is not None and age_s(latest, now_ns) <= self._values()["max_input_age_s"]
-        return latest.value if latest is not None and fresh else None
+        if latest is None or not fresh:
+            return None
+        return replace(latest.value, told=self._commanded.at(latest.stamp_ns))
+
+    def _publish(self, plan: JointTrajectoryPlan, now_ns: int) -> None:
+        try:
+            self._commands.publish(plan)
+        finally:
+            if self._commands.last is plan:  # one controller that cannot be reached does not keep the others from it
+                self._commanded.add(now_ns, plan)
+
+    def _forget(self) -> None:
+        self._commands.last = None
+        self._commanded.clear()

@@ -21,10 +21,11 @@ SOONEST_STOP_S = 0.01
 
 @dataclass(frozen=True)
 class JointMeasurement:
-    """stamp_ns and positions [J] of the robot."""
+    """stamp_ns and positions [J] of the robot; told: where it was commanded to be then, None if nobody knows."""
 
     stamp_ns: int
     positions: np.ndarray
+    told: np.ndarray | None = None
 
 
 NON_FINITE = "non-finite command"  # the `cause` for which the robot is held at once
@@ -148,7 +149,7 @@ def _from_rest(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     expected = rest = there = np.clip(measured.positions, limits.lower, limits.upper)
     wait_s = command.stop_time_s
     if running is not None:
-        expected, wait_s = running.at(measured.stamp_ns)[0], 0.0
+        expected, wait_s = _told(running, measured), 0.0
         rest = np.where(_lost(running, measured, limits, command.stop_time_s), there, running.positions[-1])
     apart_s = np.abs(measured.positions - expected) / (SLOPE_SHARE * limits.velocity)
     if (wait_s := max(wait_s, apart_s.max())) > command.max_committed_s - command.stop_time_s:
@@ -174,8 +175,14 @@ def _can_leave(running: JointTrajectoryPlan, join_ns: int, chunk: ActionChunk, t
 
 def _lost(running: JointTrajectoryPlan, measured: JointMeasurement, limits: JointLimits, lag_s: float) -> np.ndarray:
     """bool [J]: when it was measured, the joint was farther from its command than it can lag behind."""
-    commanded, _ = running.at(measured.stamp_ns)
-    return np.abs(commanded - measured.positions) > limits.velocity * lag_s
+    return np.abs(_told(running, measured) - measured.positions) > limits.velocity * lag_s
+
+
+def _told(running: JointTrajectoryPlan, measured: JointMeasurement) -> np.ndarray:
+    """Where the robot was commanded to be when it was measured; where it was, if nobody knows."""
+    if measured.stamp_ns >= running.known_from_ns:
+        return running.at(measured.stamp_ns)[0]
+    return measured.positions if measured.told is None else measured.told
 
 
 def plan_hold(running: JointTrajectoryPlan, measured: JointMeasurement | None, now_ns: int, limits: JointLimits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,14 @@ class JointTrajectoryPlan:
     def end_ns(self) -> int:
         return self.stamp_ns + int(self.offsets_ns[-1])
 
+    @property
+    def known_from_ns(self) -> int:
+        """From when on `at` says where the robot was commanded to be; before, another trajectory may have run."""
+        first_ns = self.stamp_ns + int(self.offsets_ns[0])
+        if self.origin is not None:
+            return self.stamp_ns
+        return 0 if first_ns == self.rests_until_ns else first_ns
+
     @cached_property
     def offsets_ns(self) -> np.ndarray:
         """int64 [K]: `times_s` as they go over the wire."""
@@ -59,6 +68,27 @@ class JointTrajectoryPlan:
         k = int(np.searchsorted(self.offsets_ns, offset_ns, side="right")) - 1
         return hermite(t - self.times_s[k], self.times_s[k + 1] - self.times_s[k], self.positions[k],
                        self.velocities[k], self.positions[k + 1], self.velocities[k + 1])
+
+
+class Commanded:
+    """What the robot was told last, to compare a measurement with what was commanded when it was taken."""
+
+    def __init__(self) -> None:
+        self._plans = deque[tuple[int, JointTrajectoryPlan]](maxlen=64)  # with the time each went out, ns
+
+    def add(self, published_ns: int, plan: JointTrajectoryPlan) -> None:
+        self._plans.append((published_ns, plan))
+
+    def clear(self) -> None:
+        self._plans.clear()
+
+    def at(self, time_ns: int) -> np.ndarray | None:
+        """Positions [J] by the newest trajectory of then; None if nobody knows. Up to where a trajectory begins the one
+        before goes on."""
+        for published_ns, plan in reversed(self._plans):
+            if max(published_ns, plan.known_from_ns) <= time_ns:
+                return plan.at(time_ns)[0]
+        return None
 
 
 def hermite(t: float, span: float, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,

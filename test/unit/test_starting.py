@@ -7,8 +7,8 @@ import pytest
 from two_joints import LIMITS, NOW, PERIOD, along, chunk, measured
 
 from pi05_ros.errors import ObservationError
-from pi05_ros.runtime.chunking import CommandLimits, plan_chunk, plan_hold
-from pi05_ros.runtime.trajectory import JointTrajectoryPlan
+from pi05_ros.runtime.chunking import CommandLimits, JointMeasurement, plan_chunk, plan_hold
+from pi05_ros.runtime.trajectory import Commanded, JointTrajectoryPlan
 from pi05_ros.sim.joint_integrator import JointIntegrator
 
 
@@ -82,3 +82,33 @@ def test_a_robot_at_rest_far_from_where_it_should_be_is_not_driven(ended, seen, 
     with pytest.raises(ObservationError, match=said) as error:
         plan_chunk(chunk(np.zeros((50, 2))), LIMITS, measured(seen), NOW, CommandLimits(), ended)
     assert error.value.cause == "robot displaced"
+
+
+def test_a_measurement_older_than_the_running_trajectory_is_held_against_what_was_commanded_then():
+    """Joints fell silent while the robot moved: it is not lost for being where it was. A blocked one is."""
+    line = np.stack([np.arange(80) * 0.02, np.zeros(80)], axis=1)
+    running = along(line, 60, age_s=-0.05)  # its first point lies ahead of the measurement
+    now = NOW + 300_000_000
+    for told, lost in (([-0.3, 0.0], False), (None, False), ([0.6, 0.0], True)):
+        seen = JointMeasurement(NOW - 50_000_000, np.array([-0.3, 0.0]), None if told is None else np.array(told))
+        controller = JointIntegrator(line[0])
+        controller.execute(running, NOW)
+        hold = plan_hold(running, seen, now, LIMITS, 0.2)
+        assert (hold.positions[-1, 0] < 0) == lost
+        if not lost:
+            controller.execute(hold, now)
+            speeds = [np.abs(controller.at(now + us * 1000)[1]) for us in range(0, 400_000, 500)]
+            assert (np.array(speeds) <= LIMITS.velocity).all()
+
+
+@pytest.mark.parametrize("age_ms", [0, 20, 60, 120])
+def test_commands_do_not_run_away_from_a_blocked_robot_however_often_they_are_made_anew(age_ms):
+    """Joints are older than the running trajectory, which is 16 ms old; it wants 0.9 rad more than there is."""
+    wanted, running, commanded, away = np.tile([0.9, 0.0], (60, 1)), None, Commanded(), []
+    for now in range(NOW, NOW + 2 * 10**9, 16_000_000):
+        stamp = now - age_ms * 10**6
+        seen = JointMeasurement(stamp, np.zeros(2), commanded.at(stamp))
+        running = plan_chunk(replace(chunk(wanted), stamp_ns=now - 10**7), LIMITS, seen, now, CommandLimits(), running)
+        commanded.add(now, running)
+        away.append(running.positions[0, 0])
+    assert 0.3 < max(away) < LIMITS.velocity[0] * (0.2 + (age_ms + 60) / 1000)  # stop_time_s, and until it is seen
