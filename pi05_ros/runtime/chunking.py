@@ -116,7 +116,7 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     if start.kept:
         times, positions = np.append(start.times_s, times), np.concatenate([start.positions, positions])
         velocities = np.concatenate([start.velocities, velocities])
-    return JointTrajectoryPlan(chunk.stamp_ns, times, positions, velocities)
+    return JointTrajectoryPlan(chunk.stamp_ns, times, positions, velocities, late_s=shift_s)
 
 
 def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured: JointMeasurement, now_ns: int,

@@ -18,6 +18,7 @@ class JointTrajectoryPlan:
         positions, velocities: float64 [K, J], rad or m, and per second; the last velocities are zero.
         origin: position and velocity [J] at the stamp, from where the controller moves to the first point; it is not
             sent, as the controller is there already. None: at rest at the first point.
+        late_s: of a chunk's trajectory: its actions act so much later than the chunk's stamp says.
     """
 
     stamp_ns: int
@@ -25,6 +26,7 @@ class JointTrajectoryPlan:
     positions: np.ndarray
     velocities: np.ndarray
     origin: tuple[np.ndarray, np.ndarray] | None = None
+    late_s: float = 0.0
 
     @property
     def end_ns(self) -> int:
