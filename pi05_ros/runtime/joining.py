@@ -74,9 +74,15 @@ class Joining:
         self._previous = None
         self._ensemble.reset()
 
-    def published(self, chunk: ActionChunk, published_ns: int) -> None:
-        """A trajectory went out for a chunk."""
+    def published(self, chunk: ActionChunk, published_ns: int, late_s: float = 0.0) -> None:
+        """A trajectory went out for a chunk, whose actions act `late_s` later than its stamp says: what comes next
+        continues them there."""
         self.delay.add((published_ns - chunk.stamp_ns) * 1e-9)
+        if late_s:
+            later = replace(chunk, stamp_ns=chunk.stamp_ns + round(late_s * 1e9))
+            self._ensemble.replace(chunk, later)
+            if self._previous is chunk:
+                self._previous = later
 
     def combined(self, chunk: ActionChunk, settings: JoinSettings) -> ActionChunk:
         """What is to be executed of a chunk: itself or, `ensembled`, its mean with those before."""
