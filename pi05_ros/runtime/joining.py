@@ -106,7 +106,8 @@ class Joining:
             return None
         delay = inference_delay(delay_s + settings.lead_s, previous.control_period_s)
         end = min(left, max(settings.horizon, delay)) if settings.horizon else left
-        guidance = Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index)
+        guidance = Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index,
+                            previous.stamp_ns)
         if settings.mode == "trained":
             return replace(guidance, delay=min(delay, left, self._max_delay), trained=True)
         return guidance
