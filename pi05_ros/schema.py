@@ -87,7 +87,8 @@ class Guidance:
         schedule: how the weight falls from `delay` to `end`.
         beta: upper bound of the guidance strength.
         jacobian: `identity` needs no backward pass; `vjp` is the exact vector-Jacobian product.
-        previous_index: number of the previous chunk, for whoever makes this one again.
+        previous_index, previous_stamp_ns: of the previous chunk, for whoever makes this one again; its first action
+            acted at that stamp.
         trained: for a checkpoint trained with a delay: the first `delay` rows are given as clean actions, with flow
             time 0, and nothing is pulled; `end`, `schedule`, `beta` and `jacobian` mean nothing.
     """
@@ -99,6 +100,7 @@ class Guidance:
     beta: float = 10.0
     jacobian: Jacobian = "identity"
     previous_index: int | None = None
+    previous_stamp_ns: int | None = None
     trained: bool = False
 
 

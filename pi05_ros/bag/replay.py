@@ -98,7 +98,7 @@ def _add_chunk(run: Run, cdr: bytes) -> None:
             for key in ("seed", "chunk_index", "denoising_steps", "epoch", "observation_stamp_ns"):
                 int(values[key])
             if values.get("guidance", "none") != "none":
-                [float(values[f"guidance_{key}"]) for key in ("delay", "end", "beta")]
+                [float(values[f"guidance_{key}"]) for key in ("delay", "end", "beta", "previous_stamp_ns")]
             stamps = {key.removeprefix(STAMP): int(ns) for key, ns in values.items() if key.startswith(STAMP)}
             run.made.append(Made({"prompt": values["prompt"], **values}, stamps, actions))
         except (KeyError, ValueError) as error:
@@ -198,7 +198,7 @@ class _Maker:
         """As the loop made it: from the chunk before as it was recorded."""
         config = self._policy.config
         normalised = np.zeros((config.action_horizon, config.action_dim), np.float32)
-        previous = ActionChunk(before.actions, normalised, int(before.values["observation_stamp_ns"]),
+        previous = ActionChunk(before.actions, normalised, int(values["guidance_previous_stamp_ns"]),
                                self._policy.robot.control_period_s, "", 0, 0, 0)
         tail, _ = tail_of(previous, observation, self._policy.transforms.encode_actions)
         kind, schedule = values["guidance"], values["guidance_schedule"]

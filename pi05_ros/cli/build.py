@@ -6,8 +6,8 @@
     pi05 benchmark latency --checkpoint my_pi05 --backend tensorrt --device cuda --dtype bfloat16
 
 Engines are kept under all they depend on: weights, shapes, precision, TensorRT's release, GPU. What is there already
-is not built again. A full model takes minutes; measured kernels are remembered for the next build (timing cache). An engine
-in which a matrix product is computed in a higher precision than the graph's is refused unless --allow-fallback.
+is not built again. A full model takes minutes; measured kernels are remembered for the next build (timing cache). An
+engine in which a matrix product is computed in a higher precision than the graph's is refused unless --allow-fallback.
 
 --flavour tensorrt_rtx --gpu 8.9 builds without a GPU, for RTX desktops: that is executed in this project's tests. What
 has not been executed on real hardware yet: `--flavour tensorrt` of release 9 and later, loading and running engines on

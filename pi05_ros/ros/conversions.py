@@ -163,7 +163,7 @@ def guidance_values(guidance: Guidance | None) -> dict[str, object]:
     if guidance is None:
         return {}
     return {f"guidance_{name}": getattr(guidance, name) for name in ("schedule", "beta", "delay", "end",
-                                                                      "previous_index")}
+                                                                      "previous_index", "previous_stamp_ns")}
 
 
 def status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:

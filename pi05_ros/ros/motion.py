@@ -45,17 +45,14 @@ class Motion:
             ObservationError: inputs that fell silent meanwhile, or a chunk that cannot be executed.
         """
         try:
-            published_ns = self._execute(delivery)
+            published_ns, plan = self._execute(delivery)
         except Exception:
             self._joining.interrupted()
             raise
-        self._joining.published(delivery.chunk, published_ns)
-        last = self._commands.last
-        if last is not None and last.rests_until_ns > published_ns:
-            self._joining.interrupted()  # its actions begin later than its times say: no guide for the next
+        self._joining.published(delivery.chunk, published_ns, plan.late_s)
         return published_ns
 
-    def _execute(self, delivery: Delivery) -> int:
+    def _execute(self, delivery: Delivery) -> tuple[int, JointTrajectoryPlan]:
         now_ns = self._now_ns()
         causes = self._mailbox.missing(now_ns, self._values()["input_timeout_s"])
         measured = self.measured(now_ns)
@@ -73,7 +70,7 @@ class Motion:
         if running is not None and not self._at_rest and now_ns > running.end_ns - command.stop_time_s * 1e9:
             self.deadline_misses += 1
         self.held = self._at_rest = False
-        return published_ns
+        return published_ns, plan
 
     def hold(self, why: str) -> None:
         """Bring the robot to rest where it is. Nothing is published if nothing that we commanded is still running."""

@@ -120,7 +120,8 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     times, positions = np.append(times, times[-1] + command.stop_time_s), np.concatenate([positions, end[None]])
     return JointTrajectoryPlan(chunk.stamp_ns, np.append(start.times_s, times),
                                np.concatenate([start.positions, positions]),
-                               np.concatenate([start.velocities, velocities]), rests_until_ns=start.rests_until_ns)
+                               np.concatenate([start.velocities, velocities]), rests_until_ns=start.rests_until_ns,
+                               late_s=shift_s)
 
 
 def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured: JointMeasurement, now_ns: int,

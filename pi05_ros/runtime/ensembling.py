@@ -20,6 +20,10 @@ class TemporalEnsemble:
     def reset(self) -> None:
         self._chunks = []
 
+    def replace(self, chunk: ActionChunk, by: ActionChunk) -> None:
+        """One that speaks of other moments than it did."""
+        self._chunks = [by if one is chunk else one for one in self._chunks]
+
     def add(self, chunk: ActionChunk, coefficient: float) -> ActionChunk:
         """The chunk, each action the weighted mean of all that is said of its time."""
         self._chunks = [c for c in self._chunks if len(leftover(c, chunk.stamp_ns))][1 - self.MOST:] + [chunk]

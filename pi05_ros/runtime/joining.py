@@ -74,9 +74,15 @@ class Joining:
         self._previous = None
         self._ensemble.reset()
 
-    def published(self, chunk: ActionChunk, published_ns: int) -> None:
-        """A trajectory went out for a chunk."""
+    def published(self, chunk: ActionChunk, published_ns: int, late_s: float = 0.0) -> None:
+        """A trajectory went out for a chunk, whose actions act `late_s` later than its stamp says: what comes next
+        continues them there."""
         self.delay.add((published_ns - chunk.stamp_ns) * 1e-9)
+        if late_s:
+            later = replace(chunk, stamp_ns=chunk.stamp_ns + round(late_s * 1e9))
+            self._ensemble.replace(chunk, later)
+            if self._previous is chunk:
+                self._previous = later
 
     def combined(self, chunk: ActionChunk, settings: JoinSettings) -> ActionChunk:
         """What is to be executed of a chunk: itself or, `ensembled`, its mean with those before."""
@@ -100,7 +106,8 @@ class Joining:
             return None
         delay = inference_delay(delay_s + settings.lead_s, previous.control_period_s)
         end = min(left, max(settings.horizon, delay)) if settings.horizon else left
-        guidance = Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index)
+        guidance = Guidance(tail, delay, end, settings.schedule, settings.beta, settings.jacobian, previous.chunk_index,
+                            previous.stamp_ns)
         if settings.mode == "trained":
             return replace(guidance, delay=min(delay, left, self._max_delay), trained=True)
         return guidance

@@ -20,6 +20,7 @@ class JointTrajectoryPlan:
         origin: position and velocity [J] at the stamp, from where the controller moves to the first point; it is not
             sent, as the controller is there already. None: at rest at the first point.
         rests_until_ns: a robot that stood still begins to move then.
+        late_s: of a chunk's trajectory: its actions act so much later than the chunk's stamp says.
     """
 
     stamp_ns: int
@@ -28,6 +29,7 @@ class JointTrajectoryPlan:
     velocities: np.ndarray
     origin: tuple[np.ndarray, np.ndarray] | None = None
     rests_until_ns: int = 0
+    late_s: float = 0.0
 
     @property
     def end_ns(self) -> int:

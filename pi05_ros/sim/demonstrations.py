@@ -16,7 +16,7 @@ from pi05_ros.sim.world import TabletopWorld
 from pi05_ros.train.dataset import Episode
 from pi05_ros.transforms.images import resize_with_pad
 
-EXPERT_STREAM, STRAY_STREAM, PUSHED_STREAM = 4, 5, 6  # of the seed; the world draws from 0 to 3
+EXPERT_STREAM, STRAY_STREAM, PUSHED_STREAM, LOOKS_STREAM = 4, 5, 6, 7  # of the seed; the world draws from 0 to 3
 PUSHED_RAD = np.array([0.02, 0.02, 0.02, 0.01, 0.02, 0.01])  # of the joints' disturbance: tips move about 1 cm
 PUSHED_KEPT = 0.9  # share of it that is left a control step later
 ROUND = 8  # seeds in flight for each process: bounds the memory that waits
@@ -34,6 +34,8 @@ class Recording:
             the joints alone tell where a motion leads, and nothing tells the way back from a wrong place.
         pushed: strength of a slowly changing disturbance of what the arm is told, 1 as in PUSHED_RAD; the recorded
             actions are without it. They lead back from where a policy's own errors take the arm (DART, Laskey 2017).
+        looks: draw colours, light and cameras anew for every frame. Else they tell the episodes apart, and a model
+            learns by heart where each one leads instead of looking at the blocks.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -41,6 +43,7 @@ class Recording:
     frame_every: int = 2
     astray: float = 0.5
     pushed: float = 1.0
+    looks: bool = True
 
 
 def seeded_task(seed: int, kinds: tuple[str, ...]) -> Task:
@@ -71,8 +74,7 @@ class Demonstrator:
         stray = np.random.default_rng([seed, STRAY_STREAM])
         try:
             if stray.random() < recording.astray:
-                for target in self._expert.stray(stray):
-                    world.step(target)
+                world.place(self._expert.stray(stray))
             plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
         except ConfigError:  # it found no way: one seed in thousands must not end a collection
             return None
@@ -83,6 +85,8 @@ class Demonstrator:
             states.append(world.state)
             commands.append(told)  # row k is where the arm is told to be at step k: action 0 is now
             if step % recording.frame_every == 0:
+                if recording.looks and step:
+                    world.change_looks(np.random.default_rng([seed, LOOKS_STREAM, step]))
                 images = world.observe().images
                 frames.append(np.stack([resize_with_pad(images[camera], recording.image_size) for camera in CAMERAS]))
             judged, told = world.step(target + disturbance[step]), target

@@ -138,7 +138,7 @@ class Run:
         self.plan = plan_chunk(self.joining.combined(chunk, settings), limits, measured, now, COMMAND, self.plan,
                                consuming)
         self.world.execute(self.plan)
-        self.joining.published(chunk, now)
+        self.joining.published(chunk, now, self.plan.late_s)
 
     def stepped(self, outcome: Outcome) -> None:
         """A control step has passed."""

@@ -50,14 +50,15 @@ class ScriptedExpert:
         return self._along([self._over, self._straight, self._straight], goals, cone=self._cone)
 
     def stray(self, random: np.random.Generator) -> np.ndarray:
-        """float64 [T, 7]: to a place on the table or near where the task begins, high or low, clear of the blocks."""
+        """float64 [7]: a place on the table or near where the task begins, high or low, clear of the blocks."""
         if random.random() < 0.5:
             place = random.uniform(AREA_M[:, 0], AREA_M[:, 1])
         else:
             place = self._waypoints(random)[0][:2] + STRAY_NEAR_M * random.standard_normal(2)
         clear = np.linalg.norm(self._world.blocks.position - place, axis=1).min() > STRAY_CLEAR_M
         height = random.uniform(PUSH_HEIGHT_M if clear else STRAY_ABOVE_M, HOVER_M)
-        return self._along([self._over, self._straight], [np.append(place, HOVER_M), np.append(place, height)])
+        joints = self._kinematics.solve(np.append(place, height), near=self._world.command)
+        return np.append(joints, CLOSED_M)
 
     @property
     def _cone(self) -> tuple[float, float]:

@@ -39,7 +39,7 @@ class JointIntegrator:
         plan = self._plan
         if plan is None:
             return self._start
-        first_ns = plan.points_ns()[0]
+        first_ns = plan.stamp_ns + int(plan.offsets_ns[0])
         if time_ns < first_ns:
             elapsed, to_first = (time_ns - self._start_ns) * 1e-9, (first_ns - self._start_ns) * 1e-9
             return hermite(max(elapsed, 0.0), to_first, *self._start, plan.positions[0], plan.velocities[0])

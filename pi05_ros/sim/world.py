@@ -111,6 +111,19 @@ class TabletopWorld:
         """The three images, the joints, the prompt; the stamp is the time since reset."""
         return Observation(self._views.render(self.data), self.state, self.task.prompt, self._time_ns)
 
+    def change_looks(self, random: np.random.Generator) -> None:
+        """Other colours, light and camera mounts from now on; nothing moves."""
+        self._appearance.vary(random)
+        mujoco.mj_camlight(self.model, self.data)
+
+    def place(self, command: np.ndarray) -> None:
+        """Put the arm at rest at joint targets (float [7], rad and m) at once; it must hit nothing there."""
+        self._command = np.clip(command, self.lower, self.upper)
+        self.data.qpos[self.qpos], self.data.qpos[self._mimic] = self._command, self._command[-1]
+        self.data.qvel[self.dofs], self.data.ctrl[:] = 0.0, self._command
+        mujoco.mj_forward(self.model, self.data)
+        self._trajectory = JointIntegrator(self._command)
+
     def step(self, target: np.ndarray) -> Outcome:
         """One control period towards a point: float [7], rad and m. Limits of position and speed cut it.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CROP = 0.06  # of the side at most is cut away
+CROP = 0.03  # of the side at most is cut away: no more than camera mounts move the picture
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.2, 0.2
 
 

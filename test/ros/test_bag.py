@@ -93,7 +93,8 @@ def test_a_guided_chunk_is_made_again_with_the_recorded_chunk_that_guided_it(rec
     once = {item.made.name: item for item in replay(recording[0], topics, run, policy) if item.chunk}
     first, second = next((a, b) for a, b in pairwise(run.made) if {a.name, b.name} <= once.keys())
     joining = Joining(policy.transforms.encode_actions)
-    joining.made(once[first.name].chunk)
+    joining.made(chunk := once[first.name].chunk)
+    joining.published(chunk, chunk.stamp_ns, late_s=0.033)  # as after a hold: it acted later than its stamp says
     joining.delay.seconds = 0.06
     seen = observation_of(recording[0], topics, second, policy)
     guidance = joining.guidance(seen, JoinSettings("guided", schedule="exp", beta=5.0))

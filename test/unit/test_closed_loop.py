@@ -55,9 +55,10 @@ def knowing(monkeypatch):
     monkeypatch.setattr(closed_loop, "_infer", know)
 
 
+@pytest.mark.parametrize("mode", ["delay_aware", "ensembled"])
 @pytest.mark.parametrize("delay", [0, 2, 4])
-def test_chunks_of_the_experts_motion_move_as_the_expert_does(policy, knowing, delay):
-    trials = evaluate(policy, [TabletopWorld(), TabletopWorld()], TASKS, Loop(delay=delay))
+def test_chunks_of_the_experts_motion_move_as_the_expert_does(policy, knowing, mode, delay):
+    trials = evaluate(policy, [TabletopWorld(), TabletopWorld()], TASKS, Loop(delay=delay, join=JoinSettings(mode)))
     expert = evaluate_expert(TabletopWorld(), TASKS)
     assert [trial.seed for trial in trials] == list(TASKS)
     assert [trial.outcome for trial in trials] == ["success"] * 3

@@ -105,6 +105,16 @@ def test_guided_rows_are_at_most_those_asked_for_and_at_least_the_frozen_ones(ho
     assert ready().guidance(observation(2), JoinSettings("guided", horizon=horizon)).end == end
 
 
+def test_a_chunk_that_acts_later_than_its_stamp_is_continued_there():
+    joining, first, seen = ready(), chunk(), observation(5)
+    joining.made(first)
+    joining.combined(first, JoinSettings("ensembled"))
+    joining.published(first, STAMP, late_s=2 * PERIOD)
+    assert joining.guidance(seen, GUIDED).previous[0, 0, 0] == 3  # of the fifth control step, the third action
+    mean = joining.combined(chunk(seen.stamp_ns), JoinSettings("ensembled", ensemble_coefficient=0.0))
+    assert mean.actions[0, 0] == 1.5  # 3 and 0
+
+
 @pytest.mark.parametrize(("max_delay", "given"), [(10, 4), (4, 4), (2, 2)])
 def test_a_trained_chunk_is_given_what_will_be_executed_as_far_as_it_was_trained_to(max_delay, given):
     made = ready(max_delay=max_delay).guidance(observation(2), JoinSettings("trained"))

@@ -38,14 +38,14 @@ def record(moved, touched=()):
     ("touch", {}, (), "running"),
     ("touch", {}, ("red",), "success"),
     ("touch", {}, ("red", "blue"), "failure"),
-    ("left", {"red": (0.0, 0.061)}, ("red",), "success"),
-    ("left", {"red": (-0.01, 0.0595)}, ("red",), "running"),  # further than 0.06 m, but not yet along the way
+    ("left", {"red": (0.0, 0.051)}, ("red",), "success"),
+    ("left", {"red": (-0.01, 0.0495)}, ("red",), "running"),  # further than 0.05 m, but not yet along the way
     ("left", {"red": (0.041, 0.03)}, ("red",), "failure"),
     ("left", {"red": (0.0, -0.05)}, ("red",), "failure"),
-    ("right", {"red": (0.0, -0.061)}, ("red",), "success"),
-    ("forward", {"red": (0.061, 0.0)}, ("red",), "success"),
-    ("sideways", {"red": (0.0, 0.061)}, ("red",), "success"),
-    ("sideways", {"red": (0.0, -0.061)}, ("red",), "success"),
+    ("right", {"red": (0.0, -0.051)}, ("red",), "success"),
+    ("forward", {"red": (0.051, 0.0)}, ("red",), "success"),
+    ("sideways", {"red": (0.0, 0.051)}, ("red",), "success"),
+    ("sideways", {"red": (0.0, -0.051)}, ("red",), "success"),
     ("sideways", {"red": (0.061, 0.0)}, ("red",), "failure"),
     ("sideways", {"red": (0.0, 0.061), "green": (0.021, 0.0)}, ("red",), "failure"),
 ])

@@ -1,4 +1,4 @@
-"""The runner against a stand-in of TensorRT: order of calls, lifetimes, streams, and what is said when something fails."""
+"""The runner against a stand-in of TensorRT: order of calls, lifetimes, streams, and words when something fails."""
 
 import ast
 import gc
@@ -146,7 +146,8 @@ def test_what_fails_in_tensorrt_is_told_in_its_own_words(tmp_path, script, call,
 @pytest.mark.parametrize("change", [
     lambda i, o: plan_of(i[:1], o), lambda i, o: plan_of((*i, replace(i[0], name="more")), o),
     lambda i, o: plan_of((i[0], replace(i[1], dtype="float32")), o),
-    lambda i, o: plan_of(i, (replace(o[0], shape=(2, "prefix_rows", 5)),)), lambda i, o: plan_of(i, (*o, replace(o[0], name="more")))])
+    lambda i, o: plan_of(i, (replace(o[0], shape=(2, "prefix_rows", 5)),)),
+    lambda i, o: plan_of(i, (*o, replace(o[0], name="more")))])
 def test_bindings_are_compared_with_the_description(tmp_path, change):
     script = Script()
     with pytest.raises(BackendError, match="binding|bindings"):

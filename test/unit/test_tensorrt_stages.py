@@ -138,8 +138,8 @@ def test_the_loop_is_one_engine_for_its_number_of_steps(make, reference):
 @pytest.mark.parametrize("choice", [{"vision"}, {"prefix"}, {"expert"}, {"vision", "expert"}])
 def test_every_mix_with_another_backend(make, reference, choice):
     stages, _ = make()
-    mixed = base.StageSet(images=reference, **{name: stages if name in choice else reference for name in base.STAGES[1:]},
-                          config=CONFIG, device=CPU, names={})
+    chosen = {name: stages if name in choice else reference for name in base.STAGES}
+    mixed = base.StageSet(**chosen, config=CONFIG, device=CPU, names={})
     noise = np.random.default_rng(8).standard_normal((1, 10, 32)).astype(np.float32)
 
     def actions(of):

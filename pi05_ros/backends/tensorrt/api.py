@@ -66,6 +66,15 @@ class Api:
 
         return Logger()
 
+    def made(self, kind: str, logger: Any, log: Any) -> Any:
+        """A `Builder` or `Runtime`; BackendError with the words in `log`, a BuildLog, where there is no usable GPU."""
+        try:
+            return getattr(self.module, kind)(logger)
+        except (TypeError, RuntimeError) as error:  # pybind11, for a constructor that gave nothing
+            raise BackendError(f"TensorRT {self.version}", expected=f"a {kind.lower()}", way_out="Check nvidia-smi: the "
+                               "driver must be there, and as new as this TensorRT's CUDA.",
+                               received=log.reason if log.lines else str(error)) from error
+
     def progress_monitor(self, start: Callable[[str, str | None, int], None], step: Callable[[str, int], bool],
                          finish: Callable[[str], None]) -> Any:
         """An IProgressMonitor, or None in releases that have none (before 9). It is called from several threads."""

@@ -65,7 +65,7 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     """
     began, log = time.monotonic(), BuildLog()
     trt, logger = api.module, api.logger(log)
-    builder = trt.Builder(logger)
+    builder = api.made("Builder", logger, log)
     network = builder.create_network(api.network_flags())
     parse(trt, network, logger, log, onnx_file)
     inputs, outputs = check_bindings(api, network, graph)
@@ -179,7 +179,7 @@ def make_profile(builder: Any, network: Any, graph: GraphSpec) -> Any:
 
 def look(api: Api, logger: Any, plan: Any, log: BuildLog, name: str) -> tuple[str, int]:
     """The inspector's JSON of a plan, and the memory that a context needs; BackendError if it cannot be loaded."""
-    runtime = api.module.Runtime(logger)
+    runtime = api.made("Runtime", logger, log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendError(f"engine of '{name}'", expected="to be loaded by the TensorRT that built it",
@@ -196,6 +196,6 @@ def way_out(reason: str) -> str:
         return "This GPU has no such type: export without --scales, or take a GPU with it (FP8: 8.9 and later)."
     if "out of memory" in words or "outofmemory" in words or "memory" in words and "insufficient" in words:
         return "Close other programs on the GPU, give --workspace a smaller number, or build one graph at a time."
-    if "cuda driver version" in words or "no cuda-capable device" in words:
+    if "cuda driver version" in words or "cuda initialization failure" in words or "no cuda-capable device" in words:
         return "Build on the machine with the GPU, or with --flavour tensorrt_rtx --gpu 8.9 without one."
     return "Read the build log above; try --level 2, or another release of TensorRT, and report the log."

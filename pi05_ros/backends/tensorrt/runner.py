@@ -50,7 +50,7 @@ class Engine:
         self.api, self.entry = api, entry
         self._log = BuildLog()
         self._logger = api.logger(self._log)
-        self._runtime = api.module.Runtime(self._logger)
+        self._runtime = api.made("Runtime", self._logger, self._log)
         self._engine = self._runtime.deserialize_cuda_engine(read_plan(entry))
         if self._engine is None:
             raise BackendError(f"engine '{entry.path}'", expected=f"to be loaded by TensorRT {api.version}",
