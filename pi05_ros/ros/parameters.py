@@ -144,8 +144,8 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
                    f"{after['max_committed_s']}. Both are part of what is committed.")
     if after["stop_time_s"] < 2 * after["command_lead_s"]:
         return _no(f"stop_time_s: expected at least twice command_lead_s = {after['command_lead_s']}, received "
-                   f"{after['stop_time_s']}. A hold that travels for longer than half its time finds the robot past its "
-                   "end: raise the first, or lower the second.")
+                   f"{after['stop_time_s']}. A hold that travels for longer than half its time finds the robot past "
+                   "its end: raise the first, or lower the second.")
     if control_period_s is not None:
         most = int((after["max_committed_s"] - after["stop_time_s"]) / control_period_s + 1e-6)
         if after["execution_horizon"] > most:
