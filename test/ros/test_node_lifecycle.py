@@ -29,12 +29,27 @@ def test_deactivation_holds_the_robot_and_nothing_of_the_old_activation_follows(
     handled = []
     active.executor.create_task(lambda: handled.append(True))  # behind the one that empties the outbox
     robot.until(lambda: handled and not active._outbox, robot.send, "the outbox to be emptied")
+    assert active.diagnostics.counted["dropped.activation ended"] == 1
     assert len(robot.trajectories[-1].points) == 1  # the hold is the last word
     assert active.trigger_activate().name == "SUCCESS"
     robot.until(lambda: provenance_of(robot.provenance[-1])["epoch"] != provenance_of(robot.provenance[0])["epoch"],
                 robot.send, "a chunk of the new activation")
     stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in robot.trajectories]
     assert in_the_making not in stamps and stamps == sorted(stamps)
+
+
+def test_counts_outlive_a_configuration(active, robot):
+    robot.next_trajectory()
+    assert not robot.set_parameter("denoising_steps", 0).successful
+    active.trigger_deactivate()
+    active.trigger_cleanup()
+    report = robot.next_diagnostics()
+    while report["state"] != "unconfigured":  # of before
+        report = robot.next_diagnostics()
+    assert int(report["received.joint_states"]) >= int(report["taken.state"]) >= int(report["chunks"]) >= 1
+    assert report["activations"] == report["refused.parameter"] == "1"
+    over = ("taken.base_0_rgb", "dropped.base_0_rgb", "dropped.base_0_rgb forgotten")
+    assert int(report["received.base_image"]) == sum(int(report.get(key, 0)) for key in over)
 
 
 def test_a_clock_set_back_forgets_inputs_and_the_trajectory_of_the_old_time(active, robot):

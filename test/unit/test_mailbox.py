@@ -138,3 +138,25 @@ def test_a_robot_without_cameras_is_driven_by_its_joints():
     assert mailbox.complete()
     mailbox.take(NOW)
     assert not mailbox.complete()
+
+
+def test_every_frame_is_taken_or_dropped_by_a_cause():
+    mailbox = filled("a", optional=("b",))
+    put(mailbox, "b", 1, NOW - 20 * MS)
+    mailbox.take(NOW)
+    assert mailbox.taken == {"a": 1, "b": 1, "state": 1} and not mailbox.dropped
+    put(mailbox, "b", 2, NOW)
+    put(mailbox, "a", 2, NOW + 900 * MS)  # long after: b is silent now, and its unread frame too old to wait for
+    put(mailbox, "state", 2, NOW + 900 * MS)
+    assert set(mailbox.take(NOW + 900 * MS)) == {"a", "state"}
+    put(mailbox, "a", 3, NOW + 950 * MS)
+    put(mailbox, "a", 3, NOW + 950 * MS)
+    mailbox.clear()
+    assert mailbox.dropped == {"b fallen silent": 1, "a repeated": 1, "a forgotten": 1}
+    assert mailbox.taken == {"a": 2, "b": 1, "state": 2}
+
+
+def test_joints_of_one_stamp_from_two_publishers_are_counted_and_the_later_ones_hold():
+    mailbox = filled("a")
+    put(mailbox, "state", "other", NOW - 5 * MS)
+    assert mailbox.take(NOW)["state"].value == "other" and mailbox.dropped == {"state repeated": 1}
