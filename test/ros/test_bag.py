@@ -51,11 +51,11 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    """(bag directory, the recorder's report) of a few seconds of the demo, ended by SIGTERM."""
+    """(bag directory, the recorder's report) of a dozen seconds of the demo, ended by SIGTERM."""
     bag = tmp_path_factory.mktemp("bags") / "run"
     recorder = subprocess.Popen([*PROGRAM, "record", str(bag), "--compression", "zstd"], stdout=subprocess.PIPE,
                                 text=True, env=ALONE)
-    demo = [*PROGRAM, "demo", "--duration", "4", "--device", "cpu", "--steps", "2"]
+    demo = [*PROGRAM, "demo", "--duration", "12", "--device", "cpu", "--steps", "2"]
     subprocess.run(demo, capture_output=True, timeout=180, env=ALONE)
     recorder.send_signal(signal.SIGTERM)
     said, _ = recorder.communicate(timeout=PATIENCE_S)
