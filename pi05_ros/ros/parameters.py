@@ -98,7 +98,8 @@ PARAMETERS = (
     ParameterSpec("latency_budget_s", 0.0, "A latency from observation to trajectory above this is counted and warned "
                   "of [s]; 0: none.", 0.0, 60.0, live=True),
     ParameterSpec("max_committed_s", 1.0, "A trajectory ends at most this far ahead [s].", 0.1, 60.0, live=True),
-    ParameterSpec("stop_time_s", 0.2, "Time in which the robot is brought to rest [s].", 0.01, 10.0, live=True),
+    ParameterSpec("stop_time_s", 0.2, "Time in which the robot is brought to rest; at least twice command_lead_s [s].",
+                  0.01, 10.0, live=True),
     ParameterSpec("command_lead_s", 0.02, "What is commanded for so long ahead does not change: longer than a "
                   "command takes to its controller [s].", 0.0, 1.0, live=True),
 )
@@ -141,6 +142,10 @@ def refuse(parameters: Sequence[Parameter], configured: bool, current: dict[str,
         return _no("stop_time_s, command_lead_s and max_committed_s: expected the sum of the first two to be at most "
                    f"half of the third, received {after['stop_time_s']}, {after['command_lead_s']} and "
                    f"{after['max_committed_s']}. Both are part of what is committed.")
+    if after["stop_time_s"] < 2 * after["command_lead_s"]:
+        return _no(f"stop_time_s: expected at least twice command_lead_s = {after['command_lead_s']}, received "
+                   f"{after['stop_time_s']}. A hold that travels for longer than half its time finds the robot past "
+                   "its end: raise the first, or lower the second.")
     if control_period_s is not None:
         most = int((after["max_committed_s"] - after["stop_time_s"]) / control_period_s + 1e-6)
         if after["execution_horizon"] > most:

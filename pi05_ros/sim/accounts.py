@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ class Account:
 
     faults: str
     counter: str
-    low: float
-    high: float
+    low: int
+    high: int
     found: int
 
     def __add__(self, other: Account) -> Account:
@@ -72,7 +71,6 @@ class Accounts:
 
     def __init__(self) -> None:
         self.expected: Counter[str] = Counter()
-        self.at_least: Counter[str] = Counter()
         self.at_most: Counter[str] = Counter()
         self.future: Counter[str] = Counter()  # frames from the future, by slot
         self._faults: dict[str, str] = {}
@@ -81,10 +79,9 @@ class Accounts:
         self.expected[counter] += times
         self._faults[counter] = faults
 
-    def may(self, counter: str, faults: str, surely: bool = False) -> None:
-        """One more at most, and at least if `surely`."""
+    def may(self, counter: str, faults: str) -> None:
+        """One more at most."""
         self.at_most[counter] += 1
-        self.at_least[counter] += surely
         self._faults[counter] = faults
 
     def message(self, topic: str, slot: str, stamp_ns: int, now_ns: int, mailbox: Mailbox, damage: str = "") -> None:
@@ -103,8 +100,7 @@ class Accounts:
 
     def compare(self, counts: Counts, cameras: Mapping[str, str]) -> list[Account]:
         found = [Account(self._faults[key], key, n, n, counts.get(key, 0)) for key, n in self.expected.items()]
-        found += [Account(self._faults[key], key, self.at_least[key], n, counts.get(key, 0))
-                  for key, n in self.at_most.items()]
+        found += [Account(self._faults[key], key, 0, n, counts.get(key, 0)) for key, n in self.at_most.items()]
         return found + conservation(counts, cameras, self.future)
 
 
@@ -113,9 +109,7 @@ def broken(accounts: Iterable[Account]) -> list[str]:
 
 
 def span(account: Account) -> str:
-    if account.low == account.high:
-        return f"{account.low:g}"
-    return f"{account.low:g} or more" if math.isinf(account.high) else f"{account.low:g} to {account.high:g}"
+    return f"{account.low}" if account.low == account.high else f"{account.low} to {account.high}"
 
 
 def wire_accounts(counts: Counts, sent: Mapping[str, int]) -> list[Account]:
@@ -128,7 +122,7 @@ def wire_accounts(counts: Counts, sent: Mapping[str, int]) -> list[Account]:
     damage = {"encoding": CAUSES["encoding"], "size": CAUSES["size"], "missing joint": "refused.missing joint",
               "non-finite joint": "refused.non-finite joint"}
     out = [Account("drop, silence", f"received.{topic}", 0, sent[topic], counts.get(f"received.{topic}", 0))
-           for topic in ("joint_states", "left_wrist_image", "right_wrist_image")]
+           for topic in ("joint_states", "left_wrist_image", "right_wrist_image")]  # base_image has a foreign publisher
     out += [Account("damage", key, 0, sent[kind], counts.get(key, 0)) for kind, key in damage.items()]
     for key in ("inference failed", "CUDA out of memory"):
         made = counts.get(f"injected.refused.{key}")

@@ -74,14 +74,17 @@ class Judge:
             self.violation("a command beyond a position limit", f"by {outside:.4f}")
         if (plan.velocities[-1] != 0).any():
             self.violation("does not end at rest", str(plan.velocities[-1]))
-        if plan.end_ns > now_ns + MOST_AHEAD_S * 1e9 + 1:
-            self.violation("commits too far ahead", f"{(plan.end_ns - now_ns) * 1e-9:.3f} s")
+        self.check_end(plan, now_ns)
         before, _ = self.controller.at(now_ns)
         self.begun(plan, self.controller.execute(plan, now_ns), now_ns)
         step = np.abs(self.controller.at(now_ns)[0] - before)
         if self.settled(now_ns) and (step > self.limits.velocity * STEP_S).any():
             self.exceeds("a step", f"of {step.max():.4f}", now_ns)
         return plan
+
+    def check_end(self, plan: JointTrajectoryPlan, now_ns: int) -> None:
+        if plan.end_ns > now_ns + MOST_AHEAD_S * 1e9 + 1:
+            self.violation("commits too far ahead", f"{(plan.end_ns - now_ns) * 1e-9:.3f} s")
 
     def begun(self, plan: JointTrajectoryPlan, taken: bool, now_ns: int) -> None:
         """A trajectory arrived, and was taken over by the controller or refused."""

@@ -27,6 +27,7 @@ class Command:
     stamp_ns: int
     arrived_ns: int
     until_ns: int
+    end_ns: int
     before: Command | None
     travel_ns: int | None = None
     excused: bool | None = None
@@ -34,11 +35,11 @@ class Command:
 
 
 class TravelJudge(Judge):
-    """Args: lead_s: how long a command may travel."""
+    """Args: lead_s: how long a command may travel; committed_s: how far ahead of its publication it may end."""
 
-    def __init__(self, *args: Any, lead_s: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, lead_s: float, committed_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._lead_ns = int(lead_s * 1e9)
+        self._lead_ns, self._committed_ns = int(lead_s * 1e9), int(committed_s * 1e9)
         self._newest: Command | None = None
         self._open: deque[Command] = deque()  # not settled, oldest first
         self.late = self.refused = self.excused = 0
@@ -47,7 +48,7 @@ class TravelJudge(Judge):
 
     def begun(self, plan: JointTrajectoryPlan, taken: bool, now_ns: int) -> None:
         before = self._newest if self._newest is not None and now_ns < self._newest.until_ns else None
-        command = Command(plan.stamp_ns, now_ns, plan.next_point_ns(now_ns + 1), before)
+        command = Command(plan.stamp_ns, now_ns, plan.next_point_ns(now_ns + 1), plan.end_ns, before)
         if not taken:  # all past: the robot never comes to its curve
             self.refused += 1
             command.until_ns, command.travel_ns = NEVER_NS, self._lead_ns + 1
@@ -66,6 +67,8 @@ class TravelJudge(Judge):
         for command in self._open:
             if command.stamp_ns == stamp_ns and command.travel_ns is None:
                 command.travel_ns = command.arrived_ns - published_ns
+                if (ahead_ns := command.end_ns - published_ns) > self._committed_ns + 1:  # on the node's own clock
+                    self.violation("commits too far ahead", f"{ahead_ns * 1e-9:.3f} s")
         self._settle()
 
     def lost_track(self) -> None:
@@ -73,6 +76,10 @@ class TravelJudge(Judge):
         for command in self._open:
             command.travel_ns = command.travel_ns or 0
         self._settle()
+
+    def check_end(self, plan: JointTrajectoryPlan, now_ns: int) -> None:
+        if self.settled(now_ns):  # else it may have been published before the clock jumped
+            super().check_end(plan, now_ns)
 
     def judge(self, position: np.ndarray, velocity: np.ndarray, now_ns: int) -> None:
         if (outside := self.outside(position)) > POSITION_TOLERANCE:

@@ -38,7 +38,7 @@ PICTURE_EVERY = 4  # control periods
 LEAD_S = 0.1  # command_lead_s: what a command may travel, in simulated time
 COMMITTED_S = 1.0  # max_committed_s, at most
 HORIZON_S = 1.0  # of a chunk: later there is nothing left to execute
-LIFE_S = 20.0  # of a node process in the last third, on average
+LIFE_S = 40.0  # of a node process in the last third, on average
 PATIENCE_S = 60.0  # of real time
 COUNTERS = ("received.", "taken.", "dropped.", "lost.", "refused.", "injected.", "chunks", "activations", "clock ",
             "over_budget")
@@ -58,7 +58,7 @@ class WireSoak:
         self._rng = np.random.default_rng(seed + 1)
         self._steady_ns, self._offset_ns, self._cycle = START_NS, 0, 0
         self.judge = TravelJudge(self._robot, START_NS, lambda: f"{self.seconds:.2f} s", lead_s=LEAD_S,
-                                 at_rest_s=COMMITTED_S + 0.05)
+                                 committed_s=COMMITTED_S, at_rest_s=COMMITTED_S + 0.05)
         self.found = self.judge.found
         self.standing: list[tuple[float, Standing]] = []
         self.first_life: list[Standing] = []

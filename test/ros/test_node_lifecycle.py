@@ -178,6 +178,7 @@ def test_denoising_steps_from_outside_take_effect_in_the_next_chunk(active, robo
 @pytest.mark.parametrize(("name", "value", "reason"), [
     ("denoising_steps", 0, "range"), ("denoising_steps", 51, "range"), ("denoising_steps", "many", "type"),
     ("max_input_age_s", -1.0, "range"), ("stop_time_s", 5.0, "expected the sum of the first two"),
+    ("stop_time_s", 0.03, "at least twice command_lead_s"),
     ("checkpoint", "/elsewhere", "only while unconfigured"),
 ])
 def test_a_bad_value_is_refused_with_the_reason(active, robot, name, value, reason):

@@ -26,7 +26,8 @@ LEAD_S = 0.1
 
 @pytest.fixture
 def judge():
-    return TravelJudge(load_robot("arm6"), BEGIN_NS, lambda: "now", lead_s=LEAD_S, at_rest_s=1.05)
+    return TravelJudge(load_robot("arm6"), BEGIN_NS, lambda: "now", lead_s=LEAD_S, committed_s=1.0,
+                       at_rest_s=1.05)
 
 
 @pytest.fixture
@@ -108,6 +109,15 @@ def test_a_step_is_excused_for_a_late_command_alone(judge, travel_s):
     judge.execute(message(stamp, [travel_s - 0.01, 0.5], [0.02, 0.02]), START_NS)  # its first point has passed
     judge.published(stamp, stamp)
     assert list(judge.found.violations) == ([] if travel_s > LEAD_S else ["a step"])
+
+
+def test_how_far_a_command_commits_is_judged_on_the_nodes_own_clock(judge):
+    judge.execute(message(START_NS, [0.1, 1.04], [0.0, 0.01]), START_NS)
+    judge.published(START_NS, START_NS + S // 20)
+    assert judge.found.violations == {}
+    judge.execute(message(START_NS, [0.1, 1.06], [0.0, 0.01]), START_NS)
+    judge.published(START_NS, START_NS + S // 20)
+    assert list(judge.found.violations) == ["commits too far ahead"]
 
 
 def test_motion_long_after_the_node_was_killed_is_seen(judge):
