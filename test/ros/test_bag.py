@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("mcap", reason="needs the extra `bag`")
 pytest.importorskip("rosbags", reason="needs the extra `bag`")
 
+from rendering import seen_world  # noqa: E402, F401 (a fixture)
 from robot_stand_in import PATIENCE_S  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 
@@ -37,12 +38,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory):
+def recording(tmp_path_factory, seen_world):  # noqa: F811
     """(bag directory, the recorder's report) of a few seconds of the demo, ended by SIGTERM."""
     bag = tmp_path_factory.mktemp("bags") / "run"
     recorder = subprocess.Popen([*PROGRAM, "record", str(bag), "--compression", "zstd"], stdout=subprocess.PIPE,
                                 text=True, env=ALONE)
-    demo = [*PROGRAM, "demo", "--duration", "4", "--device", "cpu", "--steps", "2"]
+    demo = [*PROGRAM, "demo", "--duration", "6", "--device", "cpu", "--steps", "2", "--film", f"{bag.parent}/demo.gif"]
     subprocess.run(demo, capture_output=True, timeout=180, env=ALONE)
     recorder.send_signal(signal.SIGTERM)
     said, _ = recorder.communicate(timeout=PATIENCE_S)
