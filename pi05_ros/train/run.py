@@ -108,8 +108,8 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
     trainer = make_trainer(prepared, settings, device, compiled)
     if (output / STATE).exists():
         trainer.resume(output / STATE)
-    first, begun = trainer.step, time.monotonic()
-    saved, losses = begun, list[torch.Tensor]()
+    looks = list[tuple[int, float]]()  # step and time; the first comes after what is compiled and tuned
+    saved, losses = time.monotonic(), list[torch.Tensor]()
     loss = goal_loss = math.nan
     with bar("training") as update:
         while trainer.step < settings.steps:
@@ -122,23 +122,31 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
                                   way_out="Lower --learning-rate; the state saved last is from before.")
             update(trainer.step, settings.steps)
             now = time.monotonic()
+            looks.append((trainer.step, now))
             if now > saved + SAVE_EVERY_S:
                 trainer.save(output / STATE)
                 saved = now
             if now > until:
                 break
-    seconds = time.monotonic() - begun
     trainer.save(output / STATE)
     file = write_checkpoint(trainer, prepared, output, dtype)
     figures = {"step": trainer.step, "steps": settings.steps, "finished": trainer.step >= settings.steps, "loss": loss,
                "goal_loss": goal_loss, **sampled_errors(trainer, trainer.samples),
                "parameters": sum(parameter_counts(prepared.transforms.config).values()),
                "checkpoint_bytes": file.stat().st_size, "frames": len(prepared.samples),
-               "steps_per_second": (trainer.step - first) / seconds if trainer.step > first else 0.0}
+               "steps_per_second": steps_per_second(looks)}
     if prepared.held_out is not None:
         unseen = sampled_errors(trainer, prepared.held_out.to(device))
         figures |= {f"held_out_{name}": error for name, error in unseen.items()}
     return figures
+
+
+def steps_per_second(looks: list[tuple[int, float]]) -> float:
+    """From the first look at the clock to the last; 0 where there were fewer than two."""
+    if len(looks) < 2:
+        return 0.0
+    (first, begun), (last, ended) = looks[0], looks[-1]
+    return (last - first) / (ended - begun)
 
 
 def write_checkpoint(trainer: Trainer, prepared: Prepared, output: Path, dtype: str) -> Path:
