@@ -74,6 +74,9 @@ setup(
             "mujoco>=3.1",
             "psutil>=5.9",
             "pytest>=7.4",
+            # Builds engines without a GPU: 96 MB to download.
+            f"tensorrt-rtx-cu13-bindings==1.7.1.116{X86_LINUX}",
+            f"tensorrt-rtx-cu13-libs==1.7.1.116{X86_LINUX}",
             # Pinned: another version finds other things.
             "mypy==2.4.1",
             "ruff==0.17.6",

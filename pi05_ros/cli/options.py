@@ -69,8 +69,12 @@ def weight_source(args: argparse.Namespace, device: torch.device) -> WeightSourc
     from pi05_ros.benchmark.setting import random_source
     from pi05_ros.config import Pi05Config, tiny_config
     from pi05_ros.model.checkpoint import open_checkpoint
+    from pi05_ros.model.recipe import RecipeSource
 
     if args.checkpoint:
         return open_checkpoint(args.checkpoint, action_horizon=args.horizon)
     config = tiny_config() if args.size == "tiny" else Pi05Config()
-    return random_source(replace(config, action_horizon=args.horizon) if args.horizon is not None else config, device)
+    config = replace(config, action_horizon=args.horizon) if args.horizon is not None else config
+    if "tensorrt" in f"{getattr(args, 'backend', '')} {getattr(args, 'backends', '')}":
+        return RecipeSource(config)  # what engines were exported from; a GPU draws other numbers
+    return random_source(config, device)

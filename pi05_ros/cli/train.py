@@ -2,9 +2,10 @@
 --output as a checkpoint that every other verb reads. The same command again goes on where the last one stopped, after
 --minutes or an interruption; on a CPU the result is the same bits either way.
 
-The last line of output is a JSON object: step, steps, finished, loss (flow matching, of the last steps), action_error
-and, with --held-out, held_out_action_error (root mean square, normalised, of the averaged weights), parameters,
-checkpoint_bytes, frames, steps_per_second, checkpoint.
+The last line of output is a JSON object: step, steps, finished, loss (flow matching, of the last steps), goal_loss (of
+the guess of the episode's last action), action_error, goal_error and, with --held-out, held_out_action_error and
+held_out_goal_error (root mean squares, normalised, of the averaged weights), parameters, checkpoint_bytes, frames,
+steps_per_second, checkpoint.
 """
 
 from __future__ import annotations

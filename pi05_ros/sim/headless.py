@@ -13,8 +13,9 @@ if not os.environ.get("DISPLAY"):
 
 try:
     import mujoco
-except ImportError as error:
-    raise BackendError("simulated world", expected="MuJoCo", received=str(error),
-                       way_out="pip install 'pi05_ros[sim]', or: pip install mujoco") from error
+except Exception as error:  # ImportError; AttributeError where MUJOCO_GL names a library that is not there
+    raise BackendError("simulated world", expected="MuJoCo", received=f"{type(error).__name__}: {error}, with "
+                       f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}", way_out="pip install 'pi05_ros[sim]', or: pip "
+                       "install mujoco; or another MUJOCO_GL.") from error
 
 __all__ = ["mujoco"]

@@ -12,6 +12,7 @@ from pi05_ros.config import Pi05Config
 from pi05_ros.model.gemma import AdaRMSNorm
 from pi05_ros.model.pi05 import Pi05
 
+PLACE_FREQUENCY, PLACE_SIZE = 3.0, 0.7  # likewise, over half the picture; rms of a place, against 0.4 of a patch
 STATE_FREQUENCY = 6.0  # deviation of the state features' frequencies, in radians over half the state's range
 
 
@@ -35,11 +36,22 @@ def initial_model(config: Pi05Config, robot_action_dim: int, state_tokens: np.nd
             if isinstance(module, AdaRMSNorm):
                 module.dense.weight.zero_()
                 module.dense.bias[2 * module.dense.in_features:] = 1.0  # the gate
+        places = model.vision_tower.embeddings.position_embedding
+        places.weight.copy_(place_rows(places.num_embeddings, places.embedding_dim, generator))
         model.language_model.embed_tokens.weight[torch.from_numpy(state_tokens)] = state_rows(
             len(state_tokens), config.prefix.width, generator)
         model.action_in_proj.weight[:, robot_action_dim:] = 0.0
         model.action_out_proj.weight[robot_action_dim:] = 0.0
     return model
+
+
+def place_rows(patches: int, width: int, generator: torch.Generator) -> Tensor:
+    """[patches, width]: random plane waves over the square of patches, so that neighbours begin as near vectors."""
+    side = torch.linspace(-1, 1, math.isqrt(patches))
+    places = torch.cartesian_prod(side, side)  # rows first, as the patches
+    frequencies = torch.randn(2, width, generator=generator) * PLACE_FREQUENCY
+    phases = torch.rand(width, generator=generator) * 2 * math.pi
+    return 2**0.5 * PLACE_SIZE * torch.cos(places @ frequencies + phases)
 
 
 def state_rows(count: int, width: int, generator: torch.Generator) -> Tensor:

@@ -108,8 +108,8 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
     trainer = make_trainer(prepared, settings, device, compiled)
     if (output / STATE).exists():
         trainer.resume(output / STATE)
-    first, begun = trainer.step, time.monotonic()
-    saved, losses = begun, list[torch.Tensor]()
+    looks = list[tuple[int, float]]()  # step and time; the first comes after what is compiled and tuned
+    saved, losses = time.monotonic(), list[torch.Tensor]()
     loss = goal_loss = math.nan
     with bar("training") as update:
         while trainer.step < settings.steps:
@@ -122,44 +122,56 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
                                   way_out="Lower --learning-rate; the state saved last is from before.")
             update(trainer.step, settings.steps)
             now = time.monotonic()
+            looks.append((trainer.step, now))
             if now > saved + SAVE_EVERY_S:
                 trainer.save(output / STATE)
                 saved = now
             if now > until:
                 break
-    seconds = time.monotonic() - begun
     trainer.save(output / STATE)
     file = write_checkpoint(trainer, prepared, output, dtype)
     figures = {"step": trainer.step, "steps": settings.steps, "finished": trainer.step >= settings.steps, "loss": loss,
-               "goal_loss": goal_loss, "action_error": action_error(trainer, trainer.samples),
+               "goal_loss": goal_loss, **sampled_errors(trainer, trainer.samples),
                "parameters": sum(parameter_counts(prepared.transforms.config).values()),
                "checkpoint_bytes": file.stat().st_size, "frames": len(prepared.samples),
-               "steps_per_second": (trainer.step - first) / seconds if trainer.step > first else 0.0}
+               "steps_per_second": steps_per_second(looks)}
     if prepared.held_out is not None:
-        figures["held_out_action_error"] = action_error(trainer, prepared.held_out.to(device))
+        unseen = sampled_errors(trainer, prepared.held_out.to(device))
+        figures |= {f"held_out_{name}": error for name, error in unseen.items()}
     return figures
+
+
+def steps_per_second(looks: list[tuple[int, float]]) -> float:
+    """From the first look at the clock to the last; 0 where there were fewer than two."""
+    if len(looks) < 2:
+        return 0.0
+    (first, begun), (last, ended) = looks[0], looks[-1]
+    return (last - first) / (ended - begun)
 
 
 def write_checkpoint(trainer: Trainer, prepared: Prepared, output: Path, dtype: str) -> Path:
     """openpi's layout, its tokenizer beside the weights, and how it was made. Returns the file of the weights."""
     robot, config = prepared.transforms.robot, prepared.transforms.config
-    save_openpi(trainer.averaged(), output, config, prepared.stats, asset_id=robot.asset_id or robot.name, dtype=dtype)
+    model, _ = trainer.averaged()
+    save_openpi(model, output, config, prepared.stats, asset_id=robot.asset_id or robot.name, dtype=dtype)
     (output / TOKENIZER).write_bytes(prepared.tokenizer)
     made = {"step": trainer.step, "robot": robot.name, "data": prepared.identity, **asdict(trainer.settings)}
     (output / "training.json").write_text(json.dumps(made, indent=2) + "\n")
     return output / "model.safetensors"
 
 
-def action_error(trainer: Trainer, samples: Samples, count: int = ERROR_SAMPLES) -> float:
-    """Root mean square of sampled minus demonstrated actions, normalised, of the averaged weights at 10 steps.
+def sampled_errors(trainer: Trainer, samples: Samples, count: int = ERROR_SAMPLES) -> dict[str, float]:
+    """Of the averaged weights, root mean squares, normalised: `action_error` of actions sampled in 10 steps,
+    `goal_error` of the guess of the episode's last action.
 
-    Where the data has two ways, so has the model: then this is no measure of success.
+    Where the data has two ways, so has the model: then neither is a measure of success. Unseen episodes that are much
+    worse than learnt ones say that episodes were learnt by heart.
     """
-    model, width = trainer.averaged(), trainer.robot_action_dim
+    (model, head), width = trainer.averaged(), trainer.robot_action_dim
     generator = step_generator(trainer.settings.seed, trainer.settings.steps)
     rows = torch.from_numpy(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
     noise = torch.randn((len(rows), *samples.actions.shape[1:]), generator=generator)
-    errors = []
+    errors, goal_errors = [], []
     with torch.inference_mode():
         for part, x_1 in zip(rows.split(64), noise.split(64), strict=True):
             batch = samples.batch(part, x_1, torch.zeros(len(part)), None)
@@ -167,4 +179,6 @@ def action_error(trainer: Trainer, samples: Samples, count: int = ERROR_SAMPLES)
             cache = model.prefill(model.encode_images(batch.pixels), mask, batch.tokens, batch.token_mask)
             actions = model.denoise(cache, batch.noise, ERROR_STEPS)
             errors.append((actions - batch.actions)[..., :width].square().mean(dim=(1, 2)))
-    return float(torch.cat(errors).mean().sqrt())
+            goal_errors.append((head(cache) - batch.goals)[..., :width].square().mean(dim=1))
+    return {"action_error": float(torch.cat(errors).mean().sqrt()),
+            "goal_error": float(torch.cat(goal_errors).mean().sqrt())}

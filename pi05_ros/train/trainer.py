@@ -42,8 +42,8 @@ class Trainer:
         nn.init.zeros_(self.head.out.weight)
         nn.init.zeros_(self.head.out.bias)
         self.step = 0
-        self.average = [parameter.detach().clone() for parameter in self.model.parameters()]
         self.learnt = [*self.model.parameters(), *self.head.parameters()]
+        self.average = [parameter.detach().clone() for parameter in self.learnt]
         matrices = [p for p in self.learnt if p.ndim > 1]
         vectors = [p for p in self.learnt if p.ndim == 1]
         self.optimizer = torch.optim.AdamW(
@@ -63,7 +63,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.learnt, settings.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - ema_decay_at(self.step, settings))
+            torch._foreach_lerp_(self.average, self.learnt, 1 - ema_decay_at(self.step, settings))
         self.step += 1
         return torch.stack([flow.detach(), goal.detach()])
 
@@ -72,13 +72,13 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def averaged(self) -> Pi05:
-        """A model of the averaged weights, float32, for inference."""
-        model = Pi05(self.model.config).to(self.device)
+    def averaged(self) -> tuple[Pi05, GoalHead]:
+        """A model of the averaged weights, float32, for inference, and its head."""
+        model, head = Pi05(self.model.config).to(self.device), GoalHead(self.model.config).to(self.device)
         with torch.no_grad():
-            for parameter, average in zip(model.parameters(), self.average, strict=True):
+            for parameter, average in zip([*model.parameters(), *head.parameters()], self.average, strict=True):
                 parameter.copy_(average)
-        return model.eval().requires_grad_(False)
+        return model.eval().requires_grad_(False), head.requires_grad_(False)
 
     def save(self, file: Path) -> None:
         """Replace `file` by the state of now."""

@@ -18,6 +18,7 @@ pytest.importorskip("rosbags", reason="needs the extra `bag`")
 
 from diagnostic_msgs.msg import DiagnosticArray, KeyValue  # noqa: E402
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
+from rendering import seen_world  # noqa: E402, F401 (a fixture)
 from robot_stand_in import PATIENCE_S  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
@@ -50,12 +51,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory):
-    """(bag directory, the recorder's report) of a few seconds of the demo, ended by SIGTERM."""
+def recording(tmp_path_factory, seen_world):  # noqa: F811
+    """(bag directory, the recorder's report) of a dozen seconds of the demo, ended by SIGTERM."""
     bag = tmp_path_factory.mktemp("bags") / "run"
     recorder = subprocess.Popen([*PROGRAM, "record", str(bag), "--compression", "zstd"], stdout=subprocess.PIPE,
                                 text=True, env=ALONE)
-    demo = [*PROGRAM, "demo", "--duration", "4", "--device", "cpu", "--steps", "2"]
+    demo = [*PROGRAM, "demo", "--duration", "12", "--device", "cpu", "--steps", "2", "--film", f"{bag.parent}/demo.gif"]
     subprocess.run(demo, capture_output=True, timeout=180, env=ALONE)
     recorder.send_signal(signal.SIGTERM)
     said, _ = recorder.communicate(timeout=PATIENCE_S)

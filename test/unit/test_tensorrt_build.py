@@ -77,7 +77,7 @@ def test_float8_where_the_gpu_has_it(rtx, exports, graph, target):
     built, wide = (build(rtx, exports[name], graph, target) for name in ("float8", "bfloat16"))
     kinds = Counter(built.products.values())
     assert kinds["float8"] == 6 and kinds.total() == Counter(wide.products.values()).total()
-    assert all(name.split("/")[-2] == "mlp" for name, kind in built.products.items() if kind == "float8")
+    assert all("mlp" in name for name, kind in built.products.items() if kind == "float8")
 
 
 def test_the_command_builds_once_and_lists(rtx, exports, tmp_path, capsys):

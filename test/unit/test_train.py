@@ -91,10 +91,10 @@ def test_it_learns_and_the_ordinary_loader_gives_the_same_actions(data, tmp_path
     monkeypatch.setattr(training, "write_checkpoint", lambda trainer, *rest, write=training.write_checkpoint:
                         kept.append(trainer) or write(trainer, *rest))
     figures = train(data, tmp_path, SETTINGS, dtype="float32")
-    assert figures["finished"] and figures["action_error"] < 0.12
+    assert figures["finished"] and figures["action_error"] < 0.12 and figures["goal_error"] < 0.12
     policy = Policy.load(tmp_path, robot=TOY)
     (trainer,) = kept
-    model = trainer.averaged()
+    model, _ = trainer.averaged()
     for seed in range(4):
         episode = toy_episode(seed)
         seen = Observation({"base_0_rgb": episode.images[0, 0]}, episode.state[0], episode.prompts[0])
@@ -151,7 +151,8 @@ def test_a_diverging_run_stops(data, tmp_path):
 def test_held_out_episodes_are_measured_and_not_learnt(data, tmp_path):
     prepared = training.prepare(data, TOY, FEW, no_bar, held_out=1)
     assert (len(prepared.samples), len(prepared.held_out)) == (36, 12)
-    assert training.train(prepared, FEW, tmp_path, CPU, no_bar)["held_out_action_error"] > 0
+    figures = training.train(prepared, FEW, tmp_path, CPU, no_bar)
+    assert figures["held_out_action_error"] > 0 and figures["held_out_goal_error"] > 0
     with pytest.raises(ConfigError, match="held out"):
         training.prepare(data, TOY, FEW, no_bar, held_out=4)
 
