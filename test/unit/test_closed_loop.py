@@ -66,8 +66,8 @@ def test_chunks_of_the_experts_motion_move_as_the_expert_does(policy, knowing, m
     assert [trial.outcome for trial in trials] == ["success"] * 3
     assert [trial.prompt for trial in trials] == [task.prompt for task in TASKS.values()]
     for trial, best in zip(trials, expert, strict=True):
-        assert best.steps <= trial.steps <= best.steps + delay + 5  # it begins when the first chunk is there
-        assert trial.jerk_peak < 1.2 * best.jerk_peak and trial.jerk_rms < 1.2 * best.jerk_rms
+        assert best.steps <= trial.steps <= best.steps + delay + 8  # it sets out when the first chunk is there
+        assert trial.jerk_peak < 1.5 * best.jerk_peak and trial.jerk_rms < 1.2 * best.jerk_rms
 
 
 def test_played_from_its_first_action_every_chunk_falls_behind_and_jerks(policy, knowing):
