@@ -90,7 +90,7 @@ class Script:
                     return self._context()
             else:
                 def create_execution_context(self, how):
-                    assert how is Strategy.USER_MANAGED or rtx and how.strategy is Strategy.USER_MANAGED
+                    assert how is Strategy.USER_MANAGED or rtx and how._strategy is Strategy.USER_MANAGED
                     return self._context()
             if rtx:
                 def create_runtime_config(self):
@@ -101,11 +101,11 @@ class Script:
                 return None if script.failed("create_context") else Context(self)
 
         class RuntimeConfig:
-            strategy = None
+            _strategy = None
             dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = "default"
 
             def set_execution_context_allocation_strategy(self, strategy):
-                self.strategy = strategy
+                self._strategy = strategy
 
         class Context:
             def __init__(self, engine):
@@ -164,10 +164,14 @@ class Script:
             __version__=version, ILogger=ILogger, Runtime=Runtime, TensorIOMode=TensorIOMode, DataType=DataType,
             LayerInformationFormat=LayerInformationFormat,
             NetworkDefinitionCreationFlag=enum.IntEnum("NetworkDefinitionCreationFlag", flags))
+        self.classes = {"Runtime": Runtime, "ICudaEngine": Engine, "IExecutionContext": Context}
+        if rtx:
+            self.classes["IRuntimeConfig"] = RuntimeConfig
         if not old:
             self.module.ExecutionContextAllocationStrategy = Strategy
         if rtx:
-            self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+            self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(
+                EAGER="eager", LAZY="lazy", NONE="none")
             self.module.CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
 
     def note(self, *call):

@@ -31,6 +31,8 @@ def installed(flavour):
 def test_engines_give_what_eager_gives(tmp_path, monkeypatch, capsys, flavour, dtype):
     if not installed(flavour):
         pytest.skip(f"needs {flavour}")
+    if flavour == "tensorrt_rtx" and torch.cuda.get_device_capability()[0] in (9, 10, 11):
+        pytest.skip("TensorRT-RTX is for desktop GPUs")
     pytest.importorskip("onnxscript", reason="needs the extra export")
     from pi05_ros.backends.tensorrt.export import ExportOptions, export_stages
 
