@@ -10,7 +10,7 @@ import torch
 from scripted_tensorrt import RELEASES, Script, plan_of
 
 from pi05_ros.backends import base, eager
-from pi05_ros.backends.tensorrt import executions
+from pi05_ros.backends.tensorrt import engine_arrays, executions
 from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.executions import StageEngine
 from pi05_ros.backends.tensorrt.names import STAGE_GRAPHS
@@ -65,8 +65,10 @@ def make(tmp_path, modules):
             inputs, outputs = specs[graph]
             with torch.no_grad():
                 made = modules[graph](*(at(addresses[s.name], shapes[s.name], getattr(torch, s.dtype)) for s in inputs))
-            for spec, tensor in zip(outputs, made if isinstance(made, tuple) else (made,), strict=True):
+            made = dict(zip(outputs, made if isinstance(made, tuple) else (made,), strict=True))
+            for spec, tensor in made.items():
                 at(addresses[spec.name], tensor.shape, getattr(torch, spec.dtype)).copy_(tensor)
+            return {spec.name: tuple(tensor.shape) for spec, tensor in made.items()}
 
         script = Script(version, compute)
         api, engines = Api(script.flavour, script.module, version), {}
@@ -164,6 +166,28 @@ def test_masked_positions_are_refused_and_never_become_actions(make, reference):
     mask = torch.tensor([[True, False]])
     cache = stages.prefill(images, mask, torch.from_numpy(inputs.tokens), torch.from_numpy(inputs.token_mask))
     assert cache.keys[-1].isnan().all() and stages.denoise(cache, torch.from_numpy(noise), 1).isnan().all()
+
+
+def test_engines_called_with_arrays(make, modules):
+    stages, _ = make(("prefix",))
+    rng = np.random.default_rng(2)
+    for images, tokens in ((512, 7), (256, 48)):
+        given = {"image_tokens": rng.standard_normal((images, 96), dtype=np.float32),
+                 "tokens": rng.integers(0, 512, tokens).astype(np.int32)}
+        found = engine_arrays.call(stages.engines["prefix"], given)
+        with torch.no_grad():
+            keys, values = modules["prefix"](*map(torch.from_numpy, given.values()))
+        np.testing.assert_allclose(found["keys"], keys.numpy(), **ALIKE)
+        np.testing.assert_allclose(found["values"], values.numpy(), **ALIKE)
+
+
+def test_the_engine_of_an_export_is_the_one_of_its_weights(make, tmp_path):
+    stages, script = make(("prefix", "vision"))
+    engine, api = stages.engines["prefix"].engine, stages.engines["prefix"].engine.api
+    assert engine_arrays.entry_of("", "prefix", api, "Orin, sm_87, 16 SMs", tmp_path) == engine.entry
+    for weights_hash, gpu in (("other", "sm_87"), ("", "sm_89")):
+        with pytest.raises(BackendError, match="received 0. Run `pi05 build`"):
+            engine_arrays.entry_of(weights_hash, "prefix", api, gpu, tmp_path)
 
 
 def test_what_is_larger_than_the_engine_is_refused(make):
