@@ -6,8 +6,8 @@ column is the difference from the last setting. Intervals are 95 %: Wilson's for
 --expert lets the scripted expert drive, which is the most that can be reached.
 
 The last line of output is a JSON object: episodes, settings (each with steps, delay_s, successes, rate, low, high,
-difference, kinds, outcomes, and trials: 1 or 0 for each episode), seconds. Exit status 1 where --at-least is given and
-the last setting's rate is below it.
+difference, kinds, outcomes, and trials: 1 or 0 for each episode), quantisation (what is in low precision, and what of
+it is simulated; else null), seconds. Exit status 1 where --at-least is given and the last setting's rate is below it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def delays(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> Report:
+    from pi05_ros.model.quant_config import read_quantisation
     from pi05_ros.schema import CAMERAS
     from pi05_ros.sim.closed_loop import Loop
     from pi05_ros.sim.contact_sheet import save_contact_sheet
@@ -96,7 +97,10 @@ def run(args: argparse.Namespace) -> Report:
     with progress("evaluating") as update:
         trials, rows = run_all(evaluation, {seed: seeded_task(seed, kinds) for seed in seeds}, args.workers, update)
     settings = summary(trials, evaluation.loops, period)
-    table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes",
+    quantised = read_quantisation(args.checkpoint) if args.checkpoint and args.checkpoint.is_dir() else None
+    precision = quantised.summary() if quantised else None
+    table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes"
+          + (f", {precision}" if precision else ""),
           ("steps", "delay [s]", "success", "95 %", "against the last"),
           [("-" if args.expert else one["steps"], f"{one['delay_s']:.2f}", f"{one['rate']:.1%}",
             f"{one['low']:.1%} to {one['high']:.1%}", "{:+.1%} ({:+.1%} to {:+.1%})".format(*one["difference"]))
@@ -107,6 +111,7 @@ def run(args: argparse.Namespace) -> Report:
     ok = args.at_least is None or settings[-1]["rate"] >= args.at_least
     return Report(ok=ok, data={"episodes": len(seeds), "first": args.first, "kinds": list(kinds), "settings": settings,
                                "execute": args.execute, "wrong_colour": args.wrong_colour, "mask": args.mask,
+                               "quantisation": precision,
                                "seconds": time.monotonic() - begun})
 
 
