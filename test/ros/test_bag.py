@@ -21,7 +21,11 @@ from pi05_ros.bag.setup import load_policy  # noqa: E402
 from pi05_ros.bag.topics import topic_map  # noqa: E402
 from pi05_ros.bag.writer import BagWriter, Topic  # noqa: E402
 from pi05_ros.cli.main import main  # noqa: E402
+from pi05_ros.config import tiny_config  # noqa: E402
 from pi05_ros.errors import BagError  # noqa: E402
+from pi05_ros.model.recipe import RecipeSource  # noqa: E402
+from pi05_ros.quantize.recorded import bag_samples, transforms_for  # noqa: E402
+from pi05_ros.transforms.robot_loader import load_robot  # noqa: E402
 
 PROGRAM = [sys.executable, "-m", "pi05_ros"]
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -82,6 +86,16 @@ def test_rosbags_reads_the_recording_by_its_own_definitions(recording):
             message = reader.deserialize(data, connection.msgtype)
             if connection.topic == "/pi05_policy/trajectory":
                 assert len(message.joint_names) == 7 and message.points
+
+
+def test_calibration_takes_the_observations_of_a_recording(recording):
+    transforms = transforms_for(RecipeSource(tiny_config(action_horizon=50)), load_robot("arm6"))
+    made = len(read_run(recording[0], topic_map()).made)
+    (one,) = bag_samples(recording[0], transforms, 1, seed=0)
+    assert one.actions is None and one.inputs.image_mask.any() and one.inputs.tokens.shape[1] >= 1
+    assert {frame.dtype.name for frame in one.inputs.frames if frame is not None} == {"uint8"}
+    with pytest.raises(BagError, match="fewer --samples"):
+        bag_samples(recording[0], transforms, made + 1, seed=0)
 
 
 def test_a_chunk_whose_frame_is_lacking_or_ambiguous_is_reported_never_guessed(recording, tmp_path):
