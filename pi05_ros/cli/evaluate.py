@@ -12,7 +12,8 @@ most that can be reached.
 
 The last line of output is a JSON object: episodes, expert and settings (each with mode, steps, delay_s, successes,
 rate, low, high, difference, kinds, outcomes, jerk_rms, jerk_peak, both _times_expert, and for each episode trials, 1 or
-0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says), seconds.
+0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says), quantisation (what is in low
+precision, and what of it is simulated; else null), seconds.
 Exit status 1 where --at-least is given and the last setting's rate is below it.
 """
 
@@ -88,6 +89,7 @@ def modes(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> Report:
+    from pi05_ros.model.quant_config import read_quantisation
     from pi05_ros.schema import CAMERAS
     from pi05_ros.sim.contact_sheet import save_contact_sheet
     from pi05_ros.sim.demonstrations import seeded_task
@@ -126,7 +128,10 @@ def run(args: argparse.Namespace) -> Report:
             (expert, *trials), rows = run_all(evaluation, tasks, args.workers, update)
     best = score(expert)
     settings = compare(trials, evaluation.loops, expert, period, earlier) if trials else [best]
-    table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes",
+    quantised = read_quantisation(args.checkpoint) if args.checkpoint and args.checkpoint.is_dir() else None
+    precision = quantised.summary() if quantised else None
+    table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes"
+          + (f", {precision}" if precision else ""),
           ("mode", "steps", "delay [s]", "success", "95 %",
            f"against {args.against or 'the last'}", "jerk RMS, x expert", "peak, x expert"),
           [("expert", "", "", *rate(best), "", f"{best['jerk_rms']:.0f}", f"{best['jerk_peak']:.0f}"),
@@ -142,7 +147,7 @@ def run(args: argparse.Namespace) -> Report:
         "episodes": len(seeds), "first": args.first, "kinds": list(kinds), "expert": best, "settings": settings,
         "execute": args.execute, "wrong_colour": args.wrong_colour, "mask": args.mask,
         "shuffle_state": args.shuffle_state, "over_ros": vars(moments) if args.over_ros else None,
-        "seconds": time.monotonic() - begun})
+        "quantisation": precision, "seconds": time.monotonic() - begun})
 
 
 def settings_of(args: argparse.Namespace, period_s: float) -> tuple[Any, ...]:
