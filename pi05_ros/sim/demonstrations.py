@@ -78,7 +78,7 @@ class Demonstrator:
             plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
         except ConfigError:  # it found no way: one seed in thousands must not end a collection
             return None
-        states, frames, outcome = [], [], world.outcome
+        states, frames, scenes, outcome = [], [], [], world.outcome
         disturbance = recording.pushed * disturbances(np.random.default_rng([seed, PUSHED_STREAM]), len(plan))
         steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
         for step, target in enumerate(plan):
@@ -86,6 +86,7 @@ class Demonstrator:
             if step % recording.frame_every == 0:
                 if recording.looks and step:
                     world.change_looks(np.random.default_rng([seed, LOOKS_STREAM, step]))
+                scenes.append(world.blocks.position.flatten())
                 images = world.observe().images
                 frames.append(np.stack([resize_with_pad(images[camera], recording.image_size) for camera in CAMERAS]))
             judged = world.step(target + disturbance[step])
@@ -93,7 +94,7 @@ class Demonstrator:
         if outcome != "success":
             return None
         return Episode(np.stack(frames), np.stack(states), plan, task.prompts, task.kind, seed,
-                       steps, name=f"episode of seed {seed}")
+                       steps, np.array(scenes, np.float32), name=f"episode of seed {seed}")
 
     def close(self) -> None:
         self._world.close()
