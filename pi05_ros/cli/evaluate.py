@@ -12,8 +12,8 @@ most that can be reached.
 
 The last line of output is a JSON object: episodes, expert and settings (each with mode, steps, delay_s, successes,
 rate, low, high, difference, kinds, outcomes, jerk_rms, jerk_peak, both _times_expert, and for each episode trials, 1 or
-0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says), quantisation (what is in low
-precision, and what of it is simulated; else null), seconds.
+0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says),
+quantisation (what is in low precision, and what of it is simulated; else null), seconds.
 Exit status 1 where --at-least is given and the last setting's rate is below it.
 """
 

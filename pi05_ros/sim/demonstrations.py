@@ -94,8 +94,8 @@ class Demonstrator:
             outcome = judged if outcome == "running" else outcome
         if outcome != "success":
             return None
-        return Episode(np.stack(frames), np.stack(states), np.stack(commands).astype(np.float32), task.prompts, task.kind,
-                       seed, steps, np.array(scenes, np.float32), name=f"episode of seed {seed}")
+        return Episode(np.stack(frames), np.stack(states), np.stack(commands).astype(np.float32), task.prompts,
+                       task.kind, seed, steps, np.array(scenes, np.float32), name=f"episode of seed {seed}")
 
     def close(self) -> None:
         self._world.close()

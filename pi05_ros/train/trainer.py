@@ -61,7 +61,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.learnt, settings.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.learnt, 1 - ema_decay_at(self.step, settings))
+            torch._foreach_lerp_(self.average, list[Tensor](self.learnt), 1 - ema_decay_at(self.step, settings))
         self.step += 1
         return torch.stack([flow.detach(), goal.detach(), scene.detach()])
 
