@@ -3,6 +3,7 @@
 import ctypes
 import math
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +167,80 @@ def test_masked_positions_are_refused_and_never_become_actions(make, reference):
     mask = torch.tensor([[True, False]])
     cache = stages.prefill(images, mask, torch.from_numpy(inputs.tokens), torch.from_numpy(inputs.token_mask))
     assert cache.keys[-1].isnan().all() and stages.denoise(cache, torch.from_numpy(noise), 1).isnan().all()
+
+
+class RecordedGraphs:
+    """Stands for `StageGraphs`: runs the work once for warming up and once for capturing, then on every replay."""
+
+    made: list[object] = []
+
+    def __init__(self, works, device):
+        ((self.key, self.work),) = works
+        self.made.append(self.key)
+        self.work(), self.work()
+
+    def replay(self, key):
+        assert key == self.key
+        self.work()
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    monkeypatch.setattr(executions, "StageGraphs", RecordedGraphs)
+    monkeypatch.setattr(executions.torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=5))
+    monkeypatch.setattr(RecordedGraphs, "made", [])
+    return RecordedGraphs.made
+
+
+def test_a_shape_gets_a_graph_and_a_context_of_its_own_the_second_time(make, capturing):
+    stages, script = make(("vision",))
+    engine = stages.engines["vision"]
+    engine._capture = True
+    pixels = {n: {"pixels": (n, 3, 224, 224)} for n in (1, 2, 3)}
+    for count, (cameras, graphs, contexts) in enumerate([(1, 0, 1), (2, 0, 1), (1, 1, 2), (1, 1, 2), (2, 2, 3),
+                                                        (3, 2, 3), (1, 2, 3)]):
+        engine.run(pixels[cameras])
+        assert (len(capturing), script.names().count("create_context")) == (graphs, contexts), count
+    shared = {call[1] for call in script.calls if call[0] == "set_device_memory"}
+    assert len(shared) == 1 and script.names().count("set_input_shape") == 1 + 1 + 1 + 1 + 1
+
+
+def test_only_so_many_shapes_get_a_graph(make, capturing, monkeypatch):
+    monkeypatch.setattr(executions, "MOST_GRAPHS", 2)
+    stages, _ = make(("prefix",))
+    engine = stages.engines["prefix"]
+    engine._capture = True
+    for tokens in (3, 4, 5, 3, 4, 5, 5):
+        engine.run({"image_tokens": (256, 96), "tokens": (tokens,)})
+    assert [dict(key)["tokens"] for key in capturing] == [(3,), (4,)]
+
+
+def test_vision_is_captured_when_it_is_loaded(make, capturing):
+    stages, _ = make(("vision",))
+    stages.engines["vision"]._capture = True
+    stages.prepare()
+    assert [dict(key)["pixels"][0] for key in capturing] == [1, 2, 3]
+
+
+def test_a_context_that_may_not_be_captured_is_enqueued(make, capturing):
+    stages, script = make(("vision",), "1.7.1.116")
+    stages.engines["vision"]._capture, script.fails = True, {"is_stream_capturable"}
+    for _ in range(3):
+        stages.engines["vision"].run({"pixels": (1, 3, 224, 224)})
+    assert not capturing and script.names().count("execute_async_v3") == 3
+
+
+def test_a_capture_that_fails_says_how_to_go_without(make, capturing, monkeypatch):
+    def fails(works, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(executions, "StageGraphs", fails)
+    stages, _ = make(("vision",))
+    stages.engines["vision"]._capture = True
+    with pytest.raises(BackendError, match="PI05_TENSORRT_GRAPHS=0"):
+        stages.prepare()
+    monkeypatch.setenv("PI05_TENSORRT_GRAPHS", "0")
+    assert not executions.graphs_wanted()
 
 
 def test_engines_called_with_arrays(make, modules):
