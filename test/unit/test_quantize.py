@@ -171,6 +171,15 @@ def changed(directory, tmp_path, change):
     return load(open_checkpoint(tmp_path / "copy"))
 
 
+def as_embedding(tensors, config):
+    """A quantised token embedding, which no recipe makes."""
+    table = tensors.pop("paligemma_with_expert.paligemma.lm_head.weight")
+    name = "paligemma_with_expert.paligemma.model.language_model.embed_tokens"
+    tensors |= {f"{name}.weight": table.to(torch.float8_e4m3fn), f"{name}.weight_scale": torch.ones(1)}
+    config["layers"]["language_model.embed_tokens"] = {"precision": "fp8", "shape": list(table.shape),
+                                                       "weight_scale": 1.0, "input_scale": None}
+
+
 def set_scale(value, leaf="weight_scale_2"):
     return lambda tensors, config: tensors[f"{STORED}.{leaf}"].fill_(value)
 
@@ -185,6 +194,7 @@ def set_scale(value, leaf="weight_scale_2"):
     (lambda tensors, config: config["layers"][LAYER].update(precision="int3"), "fp8 or"),
     (lambda tensors, config: config["layers"][LAYER].update(weight_scale="1"), "number"),
     (lambda tensors, config: config.update(layers={"elsewhere": config["layers"][LAYER]}), "no such tensor"),
+    (lambda tensors, config: as_embedding(tensors, config), "a Linear of the model"),
     (lambda tensors, config: config.update(format=2), "format"),
     (lambda tensors, config: config.update(layers={}), "at least one layer"),
 ])
