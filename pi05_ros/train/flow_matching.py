@@ -43,11 +43,14 @@ class PrefixHeads(nn.Module):
     regressions tell the eyes and the language where to look long before the noisy loss of the flow does.
     """
 
-    def __init__(self, config: Pi05Config, scene_dim: int) -> None:
+    def __init__(self, config: Pi05Config, scene_dim: int, seed: int = 0) -> None:
         super().__init__()
+        generator = torch.Generator().manual_seed(seed)
         width = config.prefix.depth * config.prefix.num_kv_heads * config.prefix.head_dim
-        self.scene_weight, self.goal_weight = (nn.Parameter(torch.zeros(out, width + 1))  # its last column is added
-                                               for out in (scene_dim, config.action_dim))
+        # The last column is added. Weights of zero would pass nothing back: the eyes began to learn much later.
+        self.scene_weight, self.goal_weight = (
+            nn.Parameter(torch.randn(out, width + 1, generator=generator) * width**-0.5)
+            for out in (scene_dim, config.action_dim))
 
     def forward(self, cache: PrefixCache, prompt_slots: int) -> tuple[Tensor, Tensor]:
         """Scene float32 [B, K] and goal [B, A]; the prompt has the cache's last `prompt_slots`."""

@@ -38,9 +38,9 @@ class Trainer:
         self.device = samples.tokens.device
         self.model = model.to(self.device).train()
         self._losses = torch.compile(losses, dynamic=False) if compiled else losses
-        self.heads = PrefixHeads(model.config, samples.scenes.shape[1]).to(self.device)
+        self.heads = PrefixHeads(model.config, samples.scenes.shape[1], settings.seed).to(self.device)
         self.step = 0
-        self.learnt = [*self.model.parameters(), *self.heads.parameters()]
+        self.learnt: list[Tensor] = [*self.model.parameters(), *self.heads.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.learnt]
         matrices = [p for p in self.learnt if p.ndim > 1]
         vectors = [p for p in self.learnt if p.ndim == 1]

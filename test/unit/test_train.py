@@ -75,8 +75,6 @@ def test_the_loss_by_hand():
 
 def test_scene_and_goal_are_guessed_from_the_first_and_the_last_token_that_are_there():
     heads = PrefixHeads(PRESETS["smallest"](4, 64), 3)
-    for weight in heads.parameters():
-        torch.nn.init.normal_(weight)
     values = torch.randn(2, 3, 1, 5, 32)
     pad_mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
     scene, goal = heads(PrefixCache(values, values, pad_mask), prompt_slots=4)
