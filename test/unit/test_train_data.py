@@ -142,7 +142,7 @@ ENTRY = {"file": "episodes_00000.npz", "frames": [0, 1], "steps": [0, 1], "promp
 @pytest.mark.parametrize(("damage", "words"), [
     (lambda d: (d / INDEX).unlink(), "readable JSON"),
     (lambda d: (d / INDEX).write_text("{"), "readable JSON"),
-    (lambda d: edit(d, format=7), "format 1"),
+    (lambda d: edit(d, format=7), "format 2"),
     (lambda d: edit(d, episodes=[]), "at least one episode"),
     (lambda d: edit(d, episodes=[{"file": "x"}]), "'frames' of episode 0"),
     (lambda d: edit(d, episodes={"a": 1}), "at least one episode"),
