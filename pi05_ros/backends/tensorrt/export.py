@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from pi05_ros.backends.tensorrt.fp8 import Scales
 
 ATTENTIONS = ("explicit", "fused")
-# float32 and float16: the last opset that TensorRT 8.6 reads. bfloat16 needs TensorRT 9 or later anyway, float8 opset 19.
-OPSETS = {"float32": 17, "float16": 17, "bfloat16": 19}
+# 17 is the last opset that TensorRT 8.6 reads. TensorRT 10 reads 20, which has Gelu as one operator; bfloat16 and
+# float8 need a TensorRT that late anyway.
+OPSETS = {"float32": 17, "float16": 17, "bfloat16": 20}
+FP8_OPSET = 20
 TRACED_OPSET = 18  # the exporter's own; onnx_passes.py goes down to 17
 IN_GRAPH = 1024  # bytes; smaller constants (sizes, axes) stay in the graph, where shape inference reads them
 Watch = Callable[[str, int, int], None]  # (what is done, done, in all)
@@ -80,13 +82,17 @@ def graphs_of(stage: str) -> Sequence[str]:
 
 def onnx_model(program: StageProgram, options: ExportOptions, onnx: OnnxOptions) -> ir.Model:
     """The graph with readable names, still without a file."""
-    passes, names, fp8, optimize_ir, attention = _libraries()
-    opset = 19 if onnx.scales else OPSETS[options.dtype]
+    passes, names, fp8, operators, optimize_ir = _libraries()
+    opset = FP8_OPSET if onnx.scales else OPSETS[options.dtype]
+    aten = torch.ops.aten
+    translations = {aten.scaled_dot_product_attention.default: operators.attention}
+    if opset <= TRACED_OPSET:
+        translations[aten.gelu.default] = operators.gelu
     with quiet():
         exported = torch.onnx.export(
             program.export(), (), dynamo=True, optimize=False, verbose=False, opset_version=max(opset, TRACED_OPSET),
             input_names=[spec.name for spec in program.inputs], output_names=[spec.name for spec in program.outputs],
-            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention})
+            custom_translation_table=translations)
         assert exported is not None
         model = exported.model
         # Weights stay as they are: `transpose_weights` turns them when they are written.
@@ -154,9 +160,8 @@ def _libraries() -> Any:
     try:
         from onnxscript.optimizer import optimize_ir
 
-        from pi05_ros.backends.tensorrt import fp8, onnx_names, onnx_passes
-        from pi05_ros.backends.tensorrt.onnx_attention import attention
+        from pi05_ros.backends.tensorrt import fp8, onnx_names, onnx_operators, onnx_passes
     except ImportError as error:
         raise BackendError("export", expected="onnx and onnxscript", received=f"{error}",
                            way_out="Install them: pip install 'pi05_ros[export]'.") from error
-    return onnx_passes, onnx_names, fp8, optimize_ir, attention
+    return onnx_passes, onnx_names, fp8, onnx_operators, optimize_ir

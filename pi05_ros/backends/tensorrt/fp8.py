@@ -1,7 +1,7 @@
 """Linears through float8 (e4m3fn): QuantizeLinear and DequantizeLinear around them, with scales from calibration.
 
-The scales of module `m` are `m.weight_scale`, float32 [out] or [], and `m.input_scale`, float32 []: a number x is stored
-as round(x / scale), so scale is the largest magnitude over 448.
+The scales of module `m` are `m.weight_scale`, float32 [out] or [], and `m.input_scale`, float32 []: a number x is
+stored as round(x / scale), so scale is the largest magnitude over 448.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from lengths. What depends on the flow time alone is `modulation`, which a sched
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +109,7 @@ class GivenModulation(nn.Module):
 
 def adaptive_norms(model: Pi05) -> list[AdaRMSNorm]:
     """In the order of the rows of `modulation`: two a layer, then the final one."""
-    if model.config.kind != "pi05":
-        raise BackendError("export of the action expert", expected="a pi0.5 model", received=model.config.kind,
-                           way_out="Run pi0's expert with backend 'eager'; its vision and prefix can be exported.")
+    check_kind(model)
     layers = [cast(GemmaLayer, layer) for layer in model.action_expert.layers]
     norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
     return [cast(AdaRMSNorm, norm) for norm in (*norms, model.action_expert.norm)]
@@ -119,13 +117,18 @@ def adaptive_norms(model: Pi05) -> list[AdaRMSNorm]:
 
 def give_modulation(model: Pi05) -> None:
     """Replace the expert's adaptive norms by those that are given their modulation as `cond` [rows, 3*E]."""
-    if model.config.kind != "pi05":
-        adaptive_norms(model)
+    check_kind(model)
     for index, each in enumerate(model.action_expert.layers):
-        layer = cast(GemmaLayer, each)
+        layer = cast(Any, each)
         layer.input_layernorm = GivenModulation(2 * index)
         layer.post_attention_layernorm = GivenModulation(2 * index + 1)
-    model.action_expert.norm = GivenModulation(2 * len(model.action_expert.layers))
+    cast(Any, model.action_expert).norm = GivenModulation(2 * len(model.action_expert.layers))
+
+
+def check_kind(model: Pi05) -> None:
+    if model.config.kind != "pi05":
+        raise BackendError("export of the action expert", expected="a pi0.5 model", received=model.config.kind,
+                           way_out="Run pi0's expert with backend 'eager'; its vision and prefix can be exported.")
 
 
 def cast_linear_inputs(stack: nn.Module) -> None:

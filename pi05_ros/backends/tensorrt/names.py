@@ -1,7 +1,8 @@
 """What an export holds: graphs, their bindings, and `export.json`. Standard library only, for Python 3.10 on.
 
-Shapes, for one observation without padding: N cameras, I = N*256 image tokens, T prompt tokens, P = I + T, S flow times,
-H horizon, W and E widths of prefix and expert, L layers, G kv_heads; D is the graph's own type, the others float32:
+Shapes, for one observation without padding: N cameras, I = N*256 image tokens, T prompt tokens, P = I + T, S flow
+times, H horizon, W and E widths of prefix and expert, L layers, G kv_heads; D is the graph's own type, the others are
+float32:
 
 | graph      | inputs                                                   | outputs                              |
 |------------|----------------------------------------------------------|--------------------------------------|
@@ -115,10 +116,12 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def _graph(stored: Mapping[str, Any]) -> GraphSpec:
-    specs = {side: tuple(TensorSpec(**{key: tuple(value) if isinstance(value, list) else value
-                                       for key, value in tensor.items()}) for tensor in stored[side])
-             for side in ("inputs", "outputs")}
+    specs = {side: tuple(_tensor(tensor) for tensor in stored[side]) for side in ("inputs", "outputs")}
     return GraphSpec(**{**stored, **specs})
+
+
+def _tensor(stored: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**stored, **{key: tuple(stored[key]) for key in ("shape", "min", "opt", "max")}})
 
 
 def files_hash(*paths: Path) -> str:

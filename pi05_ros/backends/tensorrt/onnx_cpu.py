@@ -20,7 +20,8 @@ class OnnxRunner:
     """
 
     def __init__(self, directory: Path, float16: str = "copy", threads: int = 0) -> None:
-        self.directory, self.manifest, self.float16, self.threads = directory, read_manifest(directory), float16, threads
+        self.directory, self.manifest = directory, read_manifest(directory)
+        self.float16, self.threads = float16, threads
         self._session: tuple[str, object, object] | None = None
 
     def __call__(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
