@@ -30,7 +30,7 @@ ALLOWED = {
     "errors": CONTRACTS,
     "transforms": f"{CONTRACTS} sentencepiece PIL yaml",
     "model": f"{CONTRACTS} transforms.images torch safetensors",
-    "backends": f"{MODEL} triton cuda tensorrt tensorrt_rtx torch_tensorrt",
+    "backends": f"{MODEL} triton cuda tensorrt tensorrt_rtx torch_tensorrt onnx onnx_ir onnxscript onnxruntime",
     "runtime": f"{TRANSFORMS} backends.base torch model.checkpoint model.pinned model.recipe model.weights",
     "runtime.gpu_sensors": "torch pynvml",
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call
@@ -51,7 +51,8 @@ ALLOWED = {
 }
 
 # Libraries that need not be installed: imported in files of their own, which nothing imports before it needs them.
-OPTIONAL = {"pynvml", "triton", "cuda", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "modelopt"}
+OPTIONAL = {"pynvml", "triton", "cuda", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "modelopt",
+            "onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 ALWAYS_IMPORTABLE = ("backends.base", "backends.eager")  # and every package
 
 MAX_LINES = 300

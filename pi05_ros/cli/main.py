@@ -17,8 +17,8 @@ from pi05_ros import __version__
 from pi05_ros.cli.report import Report, console
 from pi05_ros.errors import BackendError, ConfigError, Pi05Error
 
-VERBS = ("benchmark", "build", "collect", "conformance", "coverage", "demo", "engines", "evaluate", "infer", "inspect",
-         "quantize", "record", "replay", "sensitivity", "soak", "train", "validate-quantized")
+VERBS = ("benchmark", "build", "collect", "conformance", "coverage", "demo", "engines", "evaluate", "export", "infer",
+         "inspect", "quantize", "record", "replay", "sensitivity", "soak", "train", "validate", "validate-quantized")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:

@@ -85,7 +85,7 @@ def onnx_model(program: StageProgram, options: ExportOptions, onnx: OnnxOptions)
     passes, names, fp8, operators, optimize_ir = _libraries()
     opset = FP8_OPSET if onnx.scales else OPSETS[options.dtype]
     aten = torch.ops.aten
-    translations = {aten.scaled_dot_product_attention.default: operators.attention}
+    translations: dict[Any, Any] = {aten.scaled_dot_product_attention.default: operators.attention}
     if opset <= TRACED_OPSET:
         translations[aten.gelu.default] = operators.gelu
     with quiet():

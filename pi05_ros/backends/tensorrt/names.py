@@ -121,7 +121,8 @@ def _graph(stored: Mapping[str, Any]) -> GraphSpec:
 
 
 def _tensor(stored: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**stored, **{key: tuple(stored[key]) for key in ("shape", "min", "opt", "max")}})
+    sizes = {key: tuple(stored[key]) for key in ("shape", "min", "opt", "max")}
+    return TensorSpec(stored["name"], stored["dtype"], **sizes)
 
 
 def files_hash(*paths: Path) -> str:

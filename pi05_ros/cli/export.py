@@ -1,0 +1,84 @@
+"""Writes a model's stages as ONNX graphs, for `pi05 build` (TensorRT) or any other reader of ONNX:
+
+    pi05 export --checkpoint my_pi05 --dtype bfloat16 --output my_export
+    pi05 validate my_export --checkpoint my_pi05
+
+Each graph is one .onnx file with its weights beside it (.onnx.data); export.json tells shapes, types and where the
+weights are from. float32 and float16 graphs use opset 17, which TensorRT 8.6 reads; bfloat16 and float8 need
+TensorRT 10. Lengths are dynamic up to --cameras and --tokens, or fixed with --static. `expert` gives two graphs:
+`modulation`, once a schedule, and `step`; `loop` is all --steps of them in one.
+
+JSON: output, weights_hash, opset, graphs [{graph, file, bytes, nodes, opset, dtype, quantisation}].
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pi05_ros.cli.options import positive
+from pi05_ros.cli.report import Report, progress, table
+
+HELP = "write a model's stages as ONNX graphs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint directory or file")
+    parser.add_argument("--size", choices=("tiny", "full"), default="tiny",
+                        help="without --checkpoint: size of the model with random weights (default: tiny)")
+    parser.add_argument("--horizon", type=positive, metavar="H", help="actions in a chunk (default: as the model says)")
+    parser.add_argument("--stages", default="vision,prefix,expert", metavar="LIST",
+                        help="among vision, prefix, expert, loop (default: vision,prefix,expert)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+                        help="of products and of what crosses stages (default: float32)")
+    parser.add_argument("--cameras", type=positive, default=3, metavar="N", help="at most (default: 3)")
+    parser.add_argument("--tokens", type=positive, metavar="L", help="prompt tokens at most (default: all slots)")
+    parser.add_argument("--static", action="store_true", help="exactly so many cameras and tokens")
+    parser.add_argument("--steps", type=positive, default=10, metavar="N", help="of `loop` (default: 10)")
+    parser.add_argument("--attention", choices=("explicit", "fused"), default="explicit",
+                        help="softmax in float32, or in the graph's type, which TensorRT can fuse (default: explicit)")
+    parser.add_argument("--scales", type=Path, metavar="FILE",
+                        help="safetensors with <module>.weight_scale and <module>.input_scale: those Linears in float8")
+
+
+def run(args: argparse.Namespace) -> Report:
+    import torch
+
+    from pi05_ros.backends.tensorrt.export import OnnxOptions, export_stages
+    from pi05_ros.backends.tensorrt.programs import ExportOptions
+    from pi05_ros.cli.options import weight_source
+    from pi05_ros.model.fingerprint import fingerprint
+
+    args.backend = "tensorrt"  # whose random weights are the recipe's, on every machine
+    source = weight_source(args, torch.device("cpu"))
+    tokens = args.tokens or source.config.max_token_len
+    options = ExportOptions(args.dtype, args.cameras, tokens, args.static, args.steps)
+    origin = {"checkpoint": str(args.checkpoint or args.size), "fingerprint": fingerprint(source)}
+    with progress("exporting") as update:
+        manifest = export_stages(source, args.output, args.stages.split(","), options,
+                                 OnnxOptions(args.attention, _scales(args.scales)), origin,
+                                 lambda what, done, total: update(done, total))
+    rows: list[dict[str, Any]] = [
+        {"graph": name, "file": spec.file, "bytes": spec.bytes, "nodes": spec.nodes, "opset": spec.opset,
+         "dtype": spec.precision["dtype"], "quantisation": spec.precision["quantisation"]}
+        for name, spec in manifest.stages.items()]
+    table(f"Written to {args.output}", ("graph", "file", "MB", "nodes", "opset", "type", "quantised"),
+          [(row["graph"], row["file"], f"{row['bytes'] / 1e6:.1f}", row["nodes"], row["opset"], row["dtype"],
+            row["quantisation"]) for row in rows])
+    return Report(ok=True, data={"output": str(args.output), "weights_hash": manifest.weights_hash,
+                                 "opset": manifest.opset, "graphs": rows})
+
+
+def _scales(path: Path | None) -> Any:
+    if path is None:
+        return {}
+    from pi05_ros.errors import BackendError
+
+    try:
+        from pi05_ros.backends.tensorrt.fp8 import read_scales
+    except ImportError as error:
+        raise BackendError("export", expected="onnx and onnxscript", received=str(error),
+                           way_out="Install them: pip install 'pi05_ros[export]'.") from error
+    return read_scales(path)
