@@ -107,7 +107,7 @@ def simulated(given) -> Node:
     return Node(package="pi05_ros", executable="sim_robot", name="tabletop", output="screen",
                 parameters=[{"policy": name, "seed": whole_number("sim_seed", given("sim_seed"), 0, 2**31 - 1),
                              "speed": float(given("sim_speed")), "lockstep": given("sim_lockstep") == "true",
-                             "image_rate_hz": 4.0 if given("sim_lockstep") == "true" else 10.0}],
+                             "image_rate_hz": 2.0 if given("sim_lockstep") == "true" else 10.0}],
                 remappings=[(f"{name}/{private[2:]}", given(topic)) for topic, private in TOPICS.items()
                             if given(topic)])
 

@@ -111,7 +111,8 @@ def environment(device: torch.device) -> dict[str, Any]:
                      multiprocessors=gpu.multi_processor_count, capability=f"{gpu.major}.{gpu.minor}")
     choices = {name: os.environ[name] for name in ("PI05_EXPERT", "PI05_TUNE") if name in os.environ}
     return {**found, **choices, "pi05_ros": __version__, "torch": torch.__version__, "cuda": torch.version.cuda,
-            "triton": _version("triton"), "tensorrt": _version("tensorrt"), "python": platform.python_version(), "numpy": np.__version__}
+            "triton": _version("triton"), "tensorrt": _version("tensorrt"), "python": platform.python_version(),
+            "numpy": np.__version__}
 
 
 def _origin(source: WeightSource) -> str:

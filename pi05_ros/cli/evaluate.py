@@ -2,22 +2,25 @@
 MuJoCo (pip install 'pi05_ros[sim]') and an OpenGL library (sim/headless.py).
 
 Every setting (all combinations of --chunk-mode, --delay-ms and --steps) runs the same episodes with the same noise, so
-that two are compared episode by episode. The table has the difference from the last setting, and how much the commands
-jerk, also against the scripted expert's: RMS over all episodes, and the median of their peaks. Intervals are 95 %:
-Wilson's for a rate, Newcombe's for a difference, a bootstrap's for jerk. --expert lets the scripted expert drive alone,
-which is the most that can be reached.
+that two are compared episode by episode. The table has the difference from the last setting, or from the last one of an
+earlier run of the same episodes (--against FILE.json, as --json writes it), and how much the commands jerk, also
+against the scripted expert's: RMS over all episodes, and the median of their peaks. Intervals are 95 %: Wilson's for a
+rate, Newcombe's for a difference, a bootstrap's for jerk. --expert lets the scripted expert drive alone, which is the
+most that can be reached.
 
 --over-ros runs the real node in a process of its own, in simulated time that waits for it; the same is counted.
 
 The last line of output is a JSON object: episodes, expert and settings (each with mode, steps, delay_s, successes,
 rate, low, high, difference, kinds, outcomes, jerk_rms, jerk_peak, both _times_expert, and for each episode trials, 1 or
-0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says), seconds.
+0, and jerk_peaks), over_ros (chunks, and how many of them were planned at another age than the delay says),
+quantisation (what is in low precision, and what of it is simulated; else null), seconds.
 Exit status 1 where --at-least is given and the last setting's rate is below it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from math import ceil
 from pathlib import Path
@@ -65,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--over-ros", action="store_true",
                        help="through the node in a process of its own, over DDS, one episode at a time")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures of some episodes of the last setting")
+    parser.add_argument("--against", type=Path, metavar="FILE.json", help="an earlier run to hold this one against")
     parser.add_argument("--at-least", type=float, metavar="RATE", help="gate: exit status 1 below it")
 
 
@@ -85,6 +89,7 @@ def modes(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> Report:
+    from pi05_ros.model.quant_config import read_quantisation
     from pi05_ros.schema import CAMERAS
     from pi05_ros.sim.contact_sheet import save_contact_sheet
     from pi05_ros.sim.demonstrations import seeded_task
@@ -108,6 +113,7 @@ def run(args: argparse.Namespace) -> Report:
     if args.over_ros and (args.expert or args.shuffle_state or args.workers > 1):
         raise ConfigError("--over-ros", expected="neither --expert, --shuffle-state nor --workers",
                           received="one of them", way_out="Run them in process.")
+    earlier = read_earlier(args.against, args.first, len(seeds), kinds) if args.against else None
     begun, period = time.monotonic(), load_robot("tabletop").control_period_s
     ablation = Ablation(args.mask, args.wrong_colour, args.shuffle_state)
     evaluation = Evaluation(str(args.checkpoint) if args.checkpoint else None, settings_of(args, period), args.backend,
@@ -121,9 +127,13 @@ def run(args: argparse.Namespace) -> Report:
         else:
             (expert, *trials), rows = run_all(evaluation, tasks, args.workers, update)
     best = score(expert)
-    settings = compare(trials, evaluation.loops, expert, period) if trials else [best]
-    table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes",
-          ("mode", "steps", "delay [s]", "success", "95 %", "against the last", "jerk RMS, x expert", "peak, x expert"),
+    settings = compare(trials, evaluation.loops, expert, period, earlier) if trials else [best]
+    quantised = read_quantisation(args.checkpoint) if args.checkpoint and args.checkpoint.is_dir() else None
+    precision = quantised.summary() if quantised else None
+    table(f"{'expert' if args.expert else args.checkpoint}: {len(seeds)} held-out episodes"
+          + (f", {precision}" if precision else ""),
+          ("mode", "steps", "delay [s]", "success", "95 %",
+           f"against {args.against or 'the last'}", "jerk RMS, x expert", "peak, x expert"),
           [("expert", "", "", *rate(best), "", f"{best['jerk_rms']:.0f}", f"{best['jerk_peak']:.0f}"),
            *((one["mode"], one["steps"], f"{one['delay_s']:.2f}", *rate(one),
               "{:+.1%} ({:+.1%} to {:+.1%})".format(*one["difference"]),
@@ -137,7 +147,7 @@ def run(args: argparse.Namespace) -> Report:
         "episodes": len(seeds), "first": args.first, "kinds": list(kinds), "expert": best, "settings": settings,
         "execute": args.execute, "wrong_colour": args.wrong_colour, "mask": args.mask,
         "shuffle_state": args.shuffle_state, "over_ros": vars(moments) if args.over_ros else None,
-        "seconds": time.monotonic() - begun})
+        "quantisation": precision, "seconds": time.monotonic() - begun})
 
 
 def settings_of(args: argparse.Namespace, period_s: float) -> tuple[Any, ...]:
@@ -147,6 +157,22 @@ def settings_of(args: argparse.Namespace, period_s: float) -> tuple[Any, ...]:
 
     return tuple(Loop(steps, args.execute, ceil(delay_ms * 1e-3 / period_s - 1e-9), join=JoinSettings(mode))
                  for mode in args.chunk_mode for delay_ms in args.delay_ms for steps in args.steps)
+
+
+def read_earlier(file: Path, first: int, episodes: int, kinds: tuple[str, ...]) -> list[bool]:
+    """The successes of the last setting of an earlier run. Raises ConfigError for other episodes, or another file."""
+    try:
+        run = json.loads(file.read_text())
+        same = (run["first"], run["episodes"], run["kinds"]) == (first, episodes, list(kinds))
+        trials = [bool(one) for one in run["settings"][-1]["trials"]]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError("--against", expected="a JSON file of pi05 evaluate", received=f"{file}: {error!r}",
+                          way_out="Make one with --json FILE.") from error
+    if not same or len(trials) != episodes:
+        raise ConfigError("--against", expected="a run of the same episodes", received=f"{run['episodes']} from "
+                          f"{run['first']} on, of {', '.join(run['kinds'])}",
+                          way_out="Run both with the same --first, --episodes and --tasks.")
+    return trials
 
 
 def rate(one: dict[str, Any]) -> tuple[str, str]:

@@ -2,10 +2,10 @@
 --output as a checkpoint that every other verb reads. The same command again goes on where the last one stopped, after
 --minutes or an interruption; on a CPU the result is the same bits either way.
 
-The last line of output is a JSON object: step, steps, finished, loss (flow matching, of the last steps), goal_loss (of
-the guess of the episode's last action), action_error, goal_error and, with --held-out, held_out_action_error and
-held_out_goal_error (root mean squares, normalised, of the averaged weights), parameters, checkpoint_bytes, frames,
-steps_per_second, checkpoint.
+The last line of output is a JSON object: step, steps, finished, loss (flow matching, of the last steps), goal_loss and
+scene_loss (of the guesses of the episode's last action and of where things are), action_error, goal_error, scene_error
+and, with --held-out, the same after held_out_ (root mean squares, normalised, of the averaged weights), parameters,
+checkpoint_bytes, frames, steps_per_second, checkpoint.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
     group.add_argument("--goal-weight", type=float, default=1.0, metavar="W",
                        help="of the guess of the episode's last action, beside the flow (default: 1)")
+    group.add_argument("--scene-weight", type=float, default=1.0, metavar="W",
+                       help="of the guess of where things are, if the data set knows (default: 1)")
     group.add_argument("--no-augment", dest="augment", action="store_false", help="leave the images as they are")
     group.add_argument("--precision", choices=("float32", "bfloat16"),
                              help="of the products (default: bfloat16 on a GPU, float32 on a CPU)")

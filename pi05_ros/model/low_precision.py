@@ -27,8 +27,8 @@ _BOUNDS = tuple((a + b) / 2 * (1 - 2**-24 * (code % 2)) for code, (a, b) in
 
 
 def fp8_scale(amax: Tensor) -> Tensor:
-    """float32; 1 where nothing but zeros was seen."""
-    return torch.where(amax > 0, amax.float() / FP8_MAX, 1.0)
+    """float32; 1 where nothing but zeros was seen; NaN stays NaN."""
+    return torch.where(amax == 0, 1.0, amax.float() / FP8_MAX)
 
 
 def to_fp8(x: Tensor, scale: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def to_fp8(x: Tensor, scale: Tensor) -> Tensor:
 
 def nvfp4_scale(amax: Tensor) -> Tensor:
     """The scale above the blocks: a block that holds amax gets the largest block scale."""
-    return torch.where(amax > 0, amax.float() / (FP4_MAX * FP8_MAX), 1.0)
+    return torch.where(amax == 0, 1.0, amax.float() / (FP4_MAX * FP8_MAX))
 
 
 def to_nvfp4(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

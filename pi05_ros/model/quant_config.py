@@ -75,10 +75,15 @@ class Quantisation:
         (directory / QUANT_CONFIG).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
     def install(self, model: nn.Module) -> None:
-        """Put quantised layers, without memory, in the place of those named here."""
+        """Put quantised layers, without memory, in the place of those named here. Raises CheckpointError for what is no
+        Linear."""
+        modules = dict(model.named_modules())
         for name, layer in self.layers.items():
             parent, _, leaf = name.rpartition(".")
-            linear = getattr(model.get_submodule(parent), leaf)
+            linear = modules.get(name)
+            if not isinstance(linear, nn.Linear):
+                raise CheckpointError(f"layer '{name}' of {QUANT_CONFIG}", expected="a Linear of the model",
+                                      received=type(linear).__name__, way_out=WAY_OUT)
             with torch.device("meta"):
                 made = QuantisedLinear(layer.shape[1], layer.shape[0], linear.bias is not None, layer.precision,
                                        layer.input_scale is not None)

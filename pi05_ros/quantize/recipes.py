@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "expert MLP": (f"{EXPERT}.mlp.*_proj",),
     "norms": ("action_expert.*norm.dense",),
     "projector": ("projector",),
-    "heads": ("action_*_proj", "time_mlp_*", "state_proj", "action_time_mlp_*"),
+    "heads": ("action_in_proj", "action_out_proj", "time_mlp_*", "state_proj", "action_time_mlp_*"),
 }
 # Small, and all that is said passes through them; norms and embeddings besides, which are no Linears.
 PRESERVED = ("norms", "projector", "heads")

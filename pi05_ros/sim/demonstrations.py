@@ -78,7 +78,7 @@ class Demonstrator:
             plan = self._expert.plan(np.random.default_rng([seed, EXPERT_STREAM])).astype(np.float32)
         except ConfigError:  # it found no way: one seed in thousands must not end a collection
             return None
-        states, commands, frames, outcome, told = [], [], [], world.outcome, world.command
+        states, commands, frames, scenes, outcome, told = [], [], [], [], world.outcome, world.command
         disturbance = recording.pushed * disturbances(np.random.default_rng([seed, PUSHED_STREAM]), len(plan))
         steps = np.arange(0, len(plan), recording.frame_every, dtype=np.int32)
         for step, target in enumerate(plan):
@@ -87,6 +87,7 @@ class Demonstrator:
             if step % recording.frame_every == 0:
                 if recording.looks and step:
                     world.change_looks(np.random.default_rng([seed, LOOKS_STREAM, step]))
+                scenes.append(world.blocks.position.flatten())
                 images = world.observe().images
                 frames.append(np.stack([resize_with_pad(images[camera], recording.image_size) for camera in CAMERAS]))
             judged, told = world.step(target + disturbance[step]), target
@@ -94,7 +95,7 @@ class Demonstrator:
         if outcome != "success":
             return None
         return Episode(np.stack(frames), np.stack(states), np.stack(commands).astype(np.float32), task.prompts,
-                       task.kind, seed, steps, name=f"episode of seed {seed}")
+                       task.kind, seed, steps, np.array(scenes, np.float32), name=f"episode of seed {seed}")
 
     def close(self) -> None:
         self._world.close()

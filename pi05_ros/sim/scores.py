@@ -30,10 +30,10 @@ def score(done: Sequence[Trial]) -> dict[str, Any]:
 
 
 def compare(trials: Sequence[Sequence[Trial]], loops: Sequence[Loop], expert: Sequence[Trial],
-            period_s: float) -> list[dict[str, Any]]:
-    """The score of each setting; its rate's difference from the last one's, and how many times as much as the expert it
-    jerks: [value, low, high]."""
-    last = [trial.success for trial in trials[-1]]
+            period_s: float, against: Sequence[bool] | None = None) -> list[dict[str, Any]]:
+    """The score of each setting; its rate's difference from that of `against`, the same episodes of another run, or of
+    the last setting; how many times as much as the expert it jerks: [value, low, high]."""
+    last = [trial.success for trial in trials[-1]] if against is None else against
     return [{"mode": loop.join.mode, "steps": loop.num_steps, "delay_s": loop.delay * period_s, **score(done),
              "difference": paired_difference([trial.success for trial in done], last),
              **{f"{name}_times_expert": paired_ratio(_all(done, name), _all(expert, name), of)

@@ -33,7 +33,7 @@ from pi05_ros.sim.timeline import Timeline
 from pi05_ros.sim.world import TabletopWorld
 
 START_NS = 1_000_000_000  # 0 would be "no time yet" to ROS
-DROP_STREAM = 6  # of the seed; 0 to 5 are the world's and the expert's
+DROP_STREAM = 8  # of the seed; those below are the world's, the expert's and the demonstrations'
 SEND_AGAIN_S = 3.0  # of real time: in lockstep, what may have been lost on the way goes out again
 
 

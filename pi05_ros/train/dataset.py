@@ -2,17 +2,18 @@
 
 A data set is a directory of index.json and a few large .npz files. index.json holds
 
-    {"format": 1, "robot": "arm6", "cameras": ["base_0_rgb", ...],
+    {"format": 2, "robot": "arm6", "cameras": ["base_0_rgb", ...],
      "episodes": [{"file": "episodes_00000.npz", "frames": [0, 40], "steps": [0, 200],
                    "prompts": ["touch the red block", ...], "task": "touch", "seed": 7}, ...]}
 
-and each .npz the arrays of its episodes, one after the other; an episode's rows are `frames` (of the first two) and
-`steps` (of the others), each [first, end):
+and each .npz the arrays of its episodes, one after the other; an episode's rows are `frames` (of the first three)
+and `steps` (of the others), each [first, end):
 
 | array       | shape and type                    | meaning                                                        |
 |-------------|-----------------------------------|----------------------------------------------------------------|
 | images      | uint8 [frames, cameras, h, w, 3]  | RGB, cameras in the order of the index, one size in all files  |
 | frame_steps | int32 [frames]                    | the episode's control step at which the frames were taken      |
+| scene       | float32 [frames, K]               | what training alone may know: where things are (K may be 0)    |
 | state       | float32 [steps, S]                | robot's own units (rad, m), order of its YAML                  |
 | actions     | float32 [steps, A]                | likewise; row t is the command of control step t               |
 
@@ -34,9 +35,10 @@ import numpy as np
 from pi05_ros.errors import ConfigError
 from pi05_ros.schema import CAMERAS
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
-ARRAYS = ("images", "frame_steps", "state", "actions")
+ARRAYS = ("images", "frame_steps", "scene", "state", "actions")
+OF_FRAMES = ARRAYS[:3]
 FRAMES_A_FILE = 4096
 WAY_OUT = "Record the data set again; pi05_ros/train/dataset.py describes it."
 
@@ -48,6 +50,7 @@ class Episode:
     Args:
         prompts: equally good wordings of the one instruction; each frame is trained with one of them.
         frame_steps: None where every control step has its frames.
+        scene: None where nothing is known of it.
 
     Raises:
         ConfigError: arrays that do not fit together, numbers that are not finite, no prompt.
@@ -60,12 +63,15 @@ class Episode:
     task: str = ""
     seed: int = 0
     frame_steps: np.ndarray | None = None
+    scene: np.ndarray | None = None
     name: str = field(default="episode", compare=False)
 
     def __post_init__(self) -> None:
         if self.frame_steps is None:
             object.__setattr__(self, "frame_steps", np.arange(len(self.images), dtype=np.int32))
-        images, steps = self.images, np.asarray(self.frame_steps)
+        if self.scene is None:
+            object.__setattr__(self, "scene", np.zeros((len(self.images), 0), np.float32))
+        images, steps, scene = self.images, np.asarray(self.frame_steps), np.asarray(self.scene)
         self._require("images", images.dtype == np.uint8 and images.ndim == 5 and images.shape[-1] == 3
                       and 0 not in images.shape, "uint8 [frames, cameras, h, w, 3], none empty",
                       f"{images.dtype} {list(images.shape)}")
@@ -78,6 +84,9 @@ class Episode:
         self._require("frame_steps", steps.shape == (len(images),) and steps.dtype.kind in "iu"
                       and 0 <= int(steps.min()) and int(steps.max()) < len(self.state),
                       f"{len(images)} whole numbers from 0 to {len(self.state) - 1}", f"{steps.dtype} {steps.tolist()}")
+        self._require("scene", scene.dtype == np.float32 and scene.ndim == 2 and len(scene) == len(images)
+                      and bool(np.isfinite(scene).all()), f"float32 [{len(images)}, K], finite",
+                      f"{scene.dtype} {list(scene.shape)}")
         self._require("prompts", bool(self.prompts) and all(prompt.strip() for prompt in self.prompts),
                       "at least one instruction, none empty", str(list(self.prompts)))
 
@@ -194,7 +203,7 @@ def read_episodes(directory: str | Path) -> Iterator[Episode]:
     for number, entry in enumerate(read_index(directory)["episodes"]):
         if entry["file"] != held:
             held, arrays = entry["file"], _read_arrays(directory / entry["file"])
-        rows = {name: slice(*entry["frames" if name in ("images", "frame_steps") else "steps"]) for name in ARRAYS}
+        rows = {name: slice(*entry["frames" if name in OF_FRAMES else "steps"]) for name in ARRAYS}
         parts = {name: arrays[name][rows[name]] for name in ARRAYS}
         for name, part in parts.items():
             if len(part) != rows[name].stop - rows[name].start:

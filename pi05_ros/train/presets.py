@@ -47,6 +47,7 @@ class TrainSettings:
         learning_rate: its peak, after `warmup` steps; then a cosine down to 0.
         ema: decay of the averaged weights, which are what is saved.
         goal_weight: of the guess of the episode's last action from the prefix (flow_matching.py), beside the flow.
+        scene_weight: likewise of the guess of where things are, if the data set knows.
         augment: small crops and colour changes of the images.
         precision: of the products: `bfloat16` under autocast, or `float32`.
     """
@@ -62,6 +63,7 @@ class TrainSettings:
     clip_norm: float = 1.0
     ema: float = 0.999
     goal_weight: float = 1.0
+    scene_weight: float = 1.0
     augment: bool = True
     precision: str = "float32"
 
@@ -73,8 +75,8 @@ class TrainSettings:
         _require("warmup", 0 <= self.warmup, "at least 0", self.warmup)
         for name in ("learning_rate", "clip_norm"):
             _require(name, getattr(self, name) > 0, "more than 0", getattr(self, name))
-        _require("goal_weight", self.goal_weight >= 0, "at least 0", self.goal_weight)
-        _require("weight_decay", self.weight_decay >= 0, "at least 0", self.weight_decay)
+        for name in ("goal_weight", "scene_weight", "weight_decay"):
+            _require(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
         _require("ema", 0 <= self.ema < 1, "0 up to, not including, 1", self.ema)
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from pi05_ros.transforms.prompt import PromptTokenizer
 from pi05_ros.transforms.robot import RobotTransforms
 from pi05_ros.transforms.robot_file import Robot
 
-STATE, TOKENIZER = "training_state.pt", "tokenizer.model"
+STATE, LOSSES, TOKENIZER = "training_state.pt", "losses.csv", "tokenizer.model"
 CHECK_EVERY = 20  # steps between two looks at the clock and the loss: a look waits for the GPU
+LOG_EVERY = 200  # steps between two lines of LOSSES: step, flow, goal, scene, each the mean of the last CHECK_EVERY
 SAVE_EVERY_S = 120.0
 ERROR_SAMPLES, ERROR_STEPS = 256, 10
 VOCAB_MULTIPLE = 64
@@ -81,6 +82,9 @@ def prepare(directory: Path, robot: Robot, settings: TrainSettings, bar: Bar, he
             if count:
                 here, frames = sum(frames[:count]), frames[count:]
                 parts.append(encode_episodes(islice(episodes, count), here, cameras, transforms, settings.seed, update))
+    mean = parts[0].scenes.mean(dim=0)
+    spread = (parts[0].scenes - mean).square().mean(dim=0).sqrt().clamp(min=1e-6)
+    parts = [replace(part, scenes=(part.scenes - mean) / spread) for part in parts]
     content = (directory / INDEX).read_bytes() + repr((asdict(robot), held_out)).encode()
     return Prepared(parts[0], parts[1] if held_out else None, transforms, stats, model,
                     hashlib.sha256(content).hexdigest())
@@ -106,21 +110,25 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
         ConfigError: the loss is no number any more, or the run in `output` has other settings.
     """
     trainer = make_trainer(prepared, settings, device, compiled)
+    output.mkdir(parents=True, exist_ok=True)
     if (output / STATE).exists():
         trainer.resume(output / STATE)
     looks = list[tuple[int, float]]()  # step and time; the first comes after what is compiled and tuned
     saved, losses = time.monotonic(), list[torch.Tensor]()
-    loss = goal_loss = math.nan
+    loss = goal_loss = scene_loss = math.nan
     with bar("training") as update:
         while trainer.step < settings.steps:
             losses.append(trainer.advance())
             if trainer.step % CHECK_EVERY and trainer.step < settings.steps:
                 continue
-            (loss, goal_loss), losses = torch.stack(losses).mean(dim=0).tolist(), []
-            if not math.isfinite(loss + goal_loss):
+            (loss, goal_loss, scene_loss), losses = torch.stack(losses).mean(dim=0).tolist(), []
+            if not math.isfinite(loss + goal_loss + scene_loss):
                 raise ConfigError("loss", expected="a number", received=f"{loss} before step {trainer.step}",
                                   way_out="Lower --learning-rate; the state saved last is from before.")
             update(trainer.step, settings.steps)
+            if trainer.step % LOG_EVERY == 0:
+                with (output / LOSSES).open("a") as file:
+                    file.write(f"{trainer.step},{loss:.5f},{goal_loss:.5f},{scene_loss:.5f}\n")
             now = time.monotonic()
             looks.append((trainer.step, now))
             if now > saved + SAVE_EVERY_S:
@@ -129,11 +137,11 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
             if now > until:
                 break
     trainer.save(output / STATE)
-    file = write_checkpoint(trainer, prepared, output, dtype)
+    weights = write_checkpoint(trainer, prepared, output, dtype)
     figures = {"step": trainer.step, "steps": settings.steps, "finished": trainer.step >= settings.steps, "loss": loss,
-               "goal_loss": goal_loss, **sampled_errors(trainer, trainer.samples),
+               "goal_loss": goal_loss, "scene_loss": scene_loss, **sampled_errors(trainer, trainer.samples),
                "parameters": sum(parameter_counts(prepared.transforms.config).values()),
-               "checkpoint_bytes": file.stat().st_size, "frames": len(prepared.samples),
+               "checkpoint_bytes": weights.stat().st_size, "frames": len(prepared.samples),
                "steps_per_second": steps_per_second(looks)}
     if prepared.held_out is not None:
         unseen = sampled_errors(trainer, prepared.held_out.to(device))
@@ -162,23 +170,26 @@ def write_checkpoint(trainer: Trainer, prepared: Prepared, output: Path, dtype: 
 
 def sampled_errors(trainer: Trainer, samples: Samples, count: int = ERROR_SAMPLES) -> dict[str, float]:
     """Of the averaged weights, root mean squares, normalised: `action_error` of actions sampled in 10 steps,
-    `goal_error` of the guess of the episode's last action.
+    `goal_error` and `scene_error` of the guesses of the episode's last action and of the scene.
 
-    Where the data has two ways, so has the model: then neither is a measure of success. Unseen episodes that are much
-    worse than learnt ones say that episodes were learnt by heart.
+    Where the data has two ways, so has the model: then the first two are no measure of success. Unseen episodes that
+    are much worse than learnt ones say that episodes were learnt by heart.
     """
-    (model, head), width = trainer.averaged(), trainer.robot_action_dim
+    (model, heads), width = trainer.averaged(), trainer.robot_action_dim
     generator = step_generator(trainer.settings.seed, trainer.settings.steps)
     rows = torch.from_numpy(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
     noise = torch.randn((len(rows), *samples.actions.shape[1:]), generator=generator)
-    errors, goal_errors = [], []
+    errors = list[list[torch.Tensor]]()
     with torch.inference_mode():
         for part, x_1 in zip(rows.split(64), noise.split(64), strict=True):
             batch = samples.batch(part, x_1, torch.zeros(len(part)), None)
             mask = torch.ones(batch.pixels.shape[:2], dtype=torch.bool, device=trainer.device)
             cache = model.prefill(model.encode_images(batch.pixels), mask, batch.tokens, batch.token_mask)
             actions = model.denoise(cache, batch.noise, ERROR_STEPS)
-            errors.append((actions - batch.actions)[..., :width].square().mean(dim=(1, 2)))
-            goal_errors.append((head(cache) - batch.goals)[..., :width].square().mean(dim=1))
-    return {"action_error": float(torch.cat(errors).mean().sqrt()),
-            "goal_error": float(torch.cat(goal_errors).mean().sqrt())}
+            scene, goal = heads(cache, batch.tokens.shape[1])
+            pairs = ((actions[..., :width], batch.actions[..., :width]), (goal[:, :width], batch.goals[:, :width]),
+                     (scene, batch.scenes))
+            errors.append([(guess - right).square().flatten(1).sum(dim=1) / max(1, right[0].numel())
+                           for guess, right in pairs])
+    means = [float(torch.cat(parts).mean().sqrt()) for parts in zip(*errors, strict=True)]
+    return dict(zip(("action_error", "goal_error", "scene_error"), means, strict=True))

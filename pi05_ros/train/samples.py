@@ -25,13 +25,15 @@ GPU_SHARE = 0.5  # of the free memory that images may take; larger data sets sta
 @dataclass(frozen=True, eq=False)
 class Samples:
     """F frames: images uint8 [F, N, s, s, 3] of the cameras that are there, tokens int64 [F, L] and their mask bool
-    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: each episode's last action."""
+    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: each episode's last action,
+    scenes float32 [F, K]."""
 
     images: Tensor
     tokens: Tensor
     token_mask: Tensor
     actions: Tensor
     goals: Tensor
+    scenes: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,7 +42,8 @@ class Samples:
         """On `device`, but for images that do not fit: those stay here, and every batch copies its own."""
         fits = device.type != "cuda" or self.images.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]
         return Samples(self.images.to(device) if fits else self.images, self.tokens.to(device),
-                       self.token_mask.to(device), self.actions.to(device), self.goals.to(device))
+                       self.token_mask.to(device), self.actions.to(device), self.goals.to(device),
+                       self.scenes.to(device))
 
     def batch(self, rows: Tensor, noise: Tensor, time: Tensor, changes: Tensor | None) -> Batch:
         """The frames `rows` (int64 [B], on the CPU as all arguments); `changes` of the images or None."""
@@ -51,7 +54,7 @@ class Samples:
         if changes is not None:
             pixels = augment(pixels, changes.to(device, non_blocking=True))
         return Batch(pixels, self.tokens[here], self.token_mask[here], self.actions[here], self.goals[here],
-                     noise.to(device, non_blocking=True), time.to(device, non_blocking=True))
+                     self.scenes[here], noise.to(device, non_blocking=True), time.to(device, non_blocking=True))
 
 
 def draw_batch(samples: Samples, count: int, seed: int, step: int, changed: bool) -> Batch:
@@ -83,11 +86,12 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
     """
     size, horizon = transforms.config.vision.image_size, transforms.config.action_horizon
     images: Tensor | None = None
-    tokens, masks, chunks, goals = [], [], [], []
+    tokens, masks, chunks, goals, scenes = [], [], [], [], []
     wording, row = np.random.default_rng([seed, 1]), 0
     for episode in episodes:
         check_robot(episode, transforms.robot)
-        assert episode.frame_steps is not None
+        assert episode.frame_steps is not None and episode.scene is not None
+        scenes.append(episode.scene)
         for frame, step in zip(episode.images, episode.frame_steps, strict=True):
             state = episode.state[step]
             prompt = episode.prompts[wording.integers(len(episode.prompts))]
@@ -112,4 +116,4 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
     longest = int(np.stack(masks).sum(axis=1).max())
     return Samples(images, torch.from_numpy(np.stack(tokens)[:, :longest]),
                    torch.from_numpy(np.stack(masks)[:, :longest]), torch.from_numpy(np.stack(chunks)),
-                   torch.from_numpy(np.stack(goals)))
+                   torch.from_numpy(np.stack(goals)), torch.from_numpy(np.concatenate(scenes)))

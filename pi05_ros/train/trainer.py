@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pi05_ros.errors import CheckpointError, ConfigError
 from pi05_ros.model.pi05 import Pi05
-from pi05_ros.train.flow_matching import GoalHead, losses
+from pi05_ros.train.flow_matching import PrefixHeads, losses
 from pi05_ros.train.presets import TrainSettings
 from pi05_ros.train.samples import Samples, draw_batch
 
@@ -38,11 +38,9 @@ class Trainer:
         self.device = samples.tokens.device
         self.model = model.to(self.device).train()
         self._losses = torch.compile(losses, dynamic=False) if compiled else losses
-        self.head = GoalHead(model.config).to(self.device)
-        nn.init.zeros_(self.head.out.weight)
-        nn.init.zeros_(self.head.out.bias)
+        self.heads = PrefixHeads(model.config, samples.scenes.shape[1], settings.seed).to(self.device)
         self.step = 0
-        self.learnt = [*self.model.parameters(), *self.head.parameters()]
+        self.learnt: list[Tensor] = [*self.model.parameters(), *self.heads.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.learnt]
         matrices = [p for p in self.learnt if p.ndim > 1]
         vectors = [p for p in self.learnt if p.ndim == 1]
@@ -51,40 +49,41 @@ class Trainer:
             lr=settings.learning_rate, betas=BETAS, fused=self.device.type == "cuda")
 
     def advance(self) -> Tensor:
-        """One optimiser step; its losses of flow and goal, [2] on the device."""
+        """One optimiser step; its losses of flow, goal and scene, [3] on the device."""
         settings = self.settings
         batch = draw_batch(self.samples, settings.batch, settings.seed, self.step, settings.augment)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, settings)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            flow, goal = self._losses(self.model, self.head, batch, self.robot_action_dim)
-        (flow + settings.goal_weight * goal).backward()
+            flow, goal, scene = self._losses(self.model, self.heads, batch, self.robot_action_dim)
+        (flow + settings.goal_weight * goal + settings.scene_weight * scene).backward()
         nn.utils.clip_grad_norm_(self.learnt, settings.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.learnt, 1 - ema_decay_at(self.step, settings))
+            torch._foreach_lerp_(self.average, list[Tensor](self.learnt), 1 - ema_decay_at(self.step, settings))
         self.step += 1
-        return torch.stack([flow.detach(), goal.detach()])
+        return torch.stack([flow.detach(), goal.detach(), scene.detach()])
 
     def autocast(self) -> Any:
         if self.settings.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def averaged(self) -> tuple[Pi05, GoalHead]:
-        """A model of the averaged weights, float32, for inference, and its head."""
-        model, head = Pi05(self.model.config).to(self.device), GoalHead(self.model.config).to(self.device)
+    def averaged(self) -> tuple[Pi05, PrefixHeads]:
+        """A model of the averaged weights, float32, for inference, and its heads."""
+        model = Pi05(self.model.config).to(self.device)
+        heads = PrefixHeads(self.model.config, self.samples.scenes.shape[1]).to(self.device)
         with torch.no_grad():
-            for parameter, average in zip([*model.parameters(), *head.parameters()], self.average, strict=True):
+            for parameter, average in zip([*model.parameters(), *heads.parameters()], self.average, strict=True):
                 parameter.copy_(average)
-        return model.eval().requires_grad_(False), head.requires_grad_(False)
+        return model.eval().requires_grad_(False), heads.requires_grad_(False)
 
     def save(self, file: Path) -> None:
         """Replace `file` by the state of now."""
         file.parent.mkdir(parents=True, exist_ok=True)
         state = {"step": self.step, "settings": asdict(self.settings), "identity": self.identity,
-                 "model": self.model.state_dict(), "head": self.head.state_dict(),
+                 "model": self.model.state_dict(), "heads": self.heads.state_dict(),
                  "average": self.average, "optimizer": self.optimizer.state_dict()}
         part = file.with_suffix(".part")
         torch.save(state, part)
@@ -110,7 +109,7 @@ class Trainer:
                                   way_out="Resume with what the run began with, or choose another --output.")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
+        self.heads.load_state_dict(state["heads"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
 

@@ -30,8 +30,10 @@ from pi05_ros.bag.setup import load_policy  # noqa: E402
 from pi05_ros.bag.topics import topic_map  # noqa: E402
 from pi05_ros.bag.writer import BagWriter, Topic  # noqa: E402
 from pi05_ros.cli.main import main  # noqa: E402
-from pi05_ros.config import share_directory  # noqa: E402
+from pi05_ros.config import share_directory, tiny_config  # noqa: E402
 from pi05_ros.errors import BagError, ConfigError  # noqa: E402
+from pi05_ros.model.recipe import RecipeSource  # noqa: E402
+from pi05_ros.quantize.recorded import bag_samples, transforms_for  # noqa: E402
 from pi05_ros.ros.conversions import guidance_values  # noqa: E402
 from pi05_ros.runtime.joining import Joining, JoinSettings  # noqa: E402
 from pi05_ros.schema import CAMERAS, Observation  # noqa: E402
@@ -213,6 +215,16 @@ def test_every_series_of_the_foxglove_layout_is_in_a_recording(recording):
             else:
                 found = found[int(step[1:-1])]
         assert np.isfinite(float(found)), path
+
+
+def test_calibration_takes_the_observations_of_a_recording(recording):
+    transforms = transforms_for(RecipeSource(tiny_config(action_horizon=50)), load_robot("arm6"))
+    made = len(read_run(recording[0], topic_map()).made)
+    (one,) = bag_samples(recording[0], transforms, 1, seed=0)
+    assert one.actions is None and one.inputs.image_mask.any() and one.inputs.tokens.shape[1] >= 1
+    assert {frame.dtype.name for frame in one.inputs.frames if frame is not None} == {"uint8"}
+    with pytest.raises(BagError, match="fewer --samples"):
+        bag_samples(recording[0], transforms, made + 1, seed=0)
 
 
 def test_a_chunk_whose_frame_is_lacking_or_ambiguous_is_reported_never_guessed(recording, tmp_path):

@@ -29,9 +29,10 @@ class Script:
     """`module` stands for `import tensorrt`; `calls` has (name, *arguments) of every call in order.
 
     Args:
-        compute: (graph, addresses by binding, shapes by input) is called for each execution.
+        compute: (graph, addresses by binding, shapes by input) is called for each execution; a dictionary that it gives
+            has the shapes of outputs.
         fails: names of calls that fail as TensorRT does: None or False, and a message in the log.
-        memory_bytes: if given, what an engine asks for instead of what its plan says.
+        words: what is in the log then.
     """
 
     def __init__(self, version="10.3.0", compute=lambda graph, addresses, shapes: None, fails=(), words="no words"):
@@ -89,7 +90,7 @@ class Script:
                     return self._context()
             else:
                 def create_execution_context(self, how):
-                    assert how is Strategy.USER_MANAGED or rtx and how.strategy is Strategy.USER_MANAGED
+                    assert how is Strategy.USER_MANAGED or rtx and how._strategy is Strategy.USER_MANAGED
                     return self._context()
             if rtx:
                 def create_runtime_config(self):
@@ -100,16 +101,16 @@ class Script:
                 return None if script.failed("create_context") else Context(self)
 
         class RuntimeConfig:
-            strategy = None
+            _strategy = None
             dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = "default"
 
             def set_execution_context_allocation_strategy(self, strategy):
-                self.strategy = strategy
+                self._strategy = strategy
 
         class Context:
             def __init__(self, engine):
                 self._engine = weakref.ref(engine)
-                self._addresses, self._shapes, self._memory = {}, {}, 0
+                self._addresses, self._shapes, self._outputs, self._memory = {}, {}, {}, 0
 
             if old:
                 def _set(self, address):
@@ -138,7 +139,7 @@ class Script:
                 return [name for name in inputs if name not in self._shapes]
 
             def get_tensor_shape(self, name):
-                return self._shapes.get(name) or self._engine().get_tensor_shape(name)
+                return self._shapes.get(name) or self._outputs.get(name) or self._engine().get_tensor_shape(name)
 
             if rtx:
                 def is_stream_capturable(self, stream):
@@ -152,7 +153,8 @@ class Script:
                 assert {t[0] for t in engine._stored["tensors"]} == set(self._addresses)
                 if script.failed("execute_async_v3"):
                     return False
-                script.compute(engine._stored["graph"], dict(self._addresses), dict(self._shapes))
+                made = script.compute(engine._stored["graph"], dict(self._addresses), dict(self._shapes))
+                self._outputs = made if isinstance(made, dict) else {}
                 return True
 
         Strategy = enum.Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
@@ -162,10 +164,14 @@ class Script:
             __version__=version, ILogger=ILogger, Runtime=Runtime, TensorIOMode=TensorIOMode, DataType=DataType,
             LayerInformationFormat=LayerInformationFormat,
             NetworkDefinitionCreationFlag=enum.IntEnum("NetworkDefinitionCreationFlag", flags))
+        self.classes = {"Runtime": Runtime, "ICudaEngine": Engine, "IExecutionContext": Context}
+        if rtx:
+            self.classes["IRuntimeConfig"] = RuntimeConfig
         if not old:
             self.module.ExecutionContextAllocationStrategy = Strategy
         if rtx:
-            self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+            self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(
+                EAGER="eager", LAZY="lazy", NONE="none")
             self.module.CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
 
     def note(self, *call):

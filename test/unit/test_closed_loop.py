@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rendering import seen_world  # noqa: F401 (a fixture)
 
+from pi05_ros.cli.evaluate import read_earlier
 from pi05_ros.cli.main import main
 from pi05_ros.errors import ConfigError
 from pi05_ros.runtime.chunking import JointLimits
@@ -16,9 +17,10 @@ from pi05_ros.schema import CAMERAS, ActionChunk, Guidance, Observation
 from pi05_ros.sim import closed_loop
 from pi05_ros.sim.closed_loop import evaluate, evaluate_expert, may_lack, together
 from pi05_ros.sim.contact_sheet import save_contact_sheet
-from pi05_ros.sim.episode import Ablation, Loop, begin
+from pi05_ros.sim.episode import Ablation, Loop, Trial, begin
 from pi05_ros.sim.evaluation import Driver, Evaluation, run_all
 from pi05_ros.sim.expert import ScriptedExpert
+from pi05_ros.sim.scores import compare, median, paired_ratio
 from pi05_ros.sim.tasks import Task
 from pi05_ros.sim.world import TabletopWorld
 from pi05_ros.transforms.robot_loader import load_robot
@@ -64,8 +66,8 @@ def test_chunks_of_the_experts_motion_move_as_the_expert_does(policy, knowing, m
     assert [trial.outcome for trial in trials] == ["success"] * 3
     assert [trial.prompt for trial in trials] == [task.prompt for task in TASKS.values()]
     for trial, best in zip(trials, expert, strict=True):
-        assert best.steps <= trial.steps <= best.steps + delay + 2  # it begins when the first chunk is there
-        assert trial.jerk_peak < 1.2 * best.jerk_peak and trial.jerk_rms < 1.2 * best.jerk_rms
+        assert best.steps <= trial.steps <= best.steps + delay + 8  # it sets out when the first chunk is there
+        assert trial.jerk_peak < 1.5 * best.jerk_peak and trial.jerk_rms < 1.2 * best.jerk_rms
 
 
 def test_played_from_its_first_action_every_chunk_falls_behind_and_jerks(policy, knowing):
@@ -150,7 +152,8 @@ def test_a_batch_gives_each_episode_what_it_gets_alone(policy, seen_world):  # n
 
 def test_evaluate_counts_and_gates(seen_world, capsys, tmp_path):  # noqa: F811
     sheet = tmp_path / "sheet.png"
-    words = ["evaluate", "--expert", "--episodes", "3", "--tasks", "touch", "--sheet", str(sheet)]
+    kept = tmp_path / "run.json"
+    words = ["evaluate", "--expert", "--episodes", "3", "--tasks", "touch", "--sheet", str(sheet), "--json", str(kept)]
     assert main([*words, "--at-least", "1"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     (setting,) = report["settings"]
@@ -158,6 +161,33 @@ def test_evaluate_counts_and_gates(seen_world, capsys, tmp_path):  # noqa: F811
     assert setting["low"] < 1 and 0 < setting["jerk_rms"] < setting["jerk_peak"] and report["expert"] == setting
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--at-least", "1.1"]) == 1
+
+
+def test_an_earlier_run_is_held_against_where_it_has_the_same_episodes(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"first": 0, "episodes": 2, "kinds": ["touch"], "settings": [{"trials": [1, 0]}]}))
+    assert read_earlier(file, 0, 2, ("touch",)) == [True, False]
+    for first, episodes, kinds in ((1, 2, ("touch",)), (0, 3, ("touch",)), (0, 2, ("left",))):
+        with pytest.raises(ConfigError, match="the same episodes"):
+            read_earlier(file, first, episodes, kinds)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="of pi05 evaluate"):
+        read_earlier(file, 0, 2, ("touch",))
+
+
+def test_settings_are_compared_with_the_last_one_or_another_run():
+    def trials(*won):
+        return [Trial(seed, "touch", "", "success" if one else "failure", 9, 2.0 + seed, 8.0)
+                for seed, one in enumerate(won)]
+
+    loops = (Loop(), Loop(delay=2, join=JoinSettings("plain")))
+    one, other = compare([trials(1, 1, 0, 1), trials(1, 0, 0, 0)], loops, trials(1, 1, 1, 1), 0.05)
+    assert one["difference"][0] == 0.5 and other["difference"][0] == 0 and other["delay_s"] == 0.1
+    assert (one["mode"], other["mode"]) == ("delay_aware", "plain")
+    assert (one["jerk_peak"], one["jerk_rms_times_expert"][0]) == (8, 1)
+    assert compare([trials(1, 1, 0, 1)], loops[:1], trials(1, 1, 1, 1), 0.05, [True] * 4)[0]["difference"][0] == -0.25
+    low, high = paired_ratio(np.array([2.0, 4, 6]), np.array([1.0, 2, 3]), median)[1:]
+    assert low == high == 2
 
 
 def test_every_setting_runs_and_processes_change_nothing(policy, seen_world, monkeypatch):  # noqa: F811

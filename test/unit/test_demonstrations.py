@@ -43,6 +43,7 @@ def test_a_demonstration_is_what_the_policy_would_see_and_should_do(seen_world):
     for step in range(11):
         np.testing.assert_array_equal(episode.state[step], seen_world.state)
         if step % 5 == 0:
+            np.testing.assert_allclose(episode.scene[step // 5], seen_world.blocks.position.flatten(), atol=1e-6)
             image = seen_world.observe().images["base_0_rgb"]
             np.testing.assert_array_equal(episode.images[step // 5, 0], resize_with_pad(image, 56))
         np.testing.assert_array_equal(episode.actions[step], seen_world.command.astype(np.float32))

@@ -10,6 +10,7 @@ from pi05_ros.backends.tensorrt import plan_cache
 from pi05_ros.backends.tensorrt.names import TensorSpec
 from pi05_ros.backends.tensorrt.plan_cache import PlanEntry, PlanKey, gpu_name, read_entries, read_plan, write_plan
 from pi05_ros.backends.tensorrt.select import Wanted, select
+from pi05_ros.cli.main import main
 from pi05_ros.errors import BackendError
 
 GPU = gpu_name("NVIDIA H200", (9, 0), 132)
@@ -87,6 +88,21 @@ def test_a_damaged_description_is_refused_with_the_way_out(tmp_path, damage):
 def test_other_json_in_the_directory_is_passed_over(tmp_path):
     (tmp_path / "export.json").write_text(json.dumps({"format": 1}))
     assert not list(read_entries(tmp_path))
+
+
+def test_the_layers_of_an_engine_are_listed(tmp_path, capsys):
+    entry = write_plan(tmp_path, replace(ENTRY, report={"inspected": True, "fallbacks": ["step/mlp: float32"]}),
+                       b"plan")
+    assert main(["engines", str(tmp_path), "--layers", "step"]) == 0
+    assert "its layers are not known" in capsys.readouterr().err
+    layer = {"Name": "step/layer0/mlp/gate", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "BFloat16"}]}
+    plan_cache.write_text(tmp_path / f"step-{KEY.digest}.layers", json.dumps({"Layers": [layer]}))
+    assert main(["engines", str(tmp_path), "--layers", "step"]) == 0
+    said = capsys.readouterr()
+    assert "step/layer0/mlp/gate" in said.err and "bfloat16" in said.err
+    (told,) = json.loads(said.out)["engines"]
+    assert told["file"] == entry.file and told["fallbacks"] == ["step/mlp: float32"] and not told["problem"]
+    assert main(["engines", str(tmp_path / "none")]) == 2
 
 
 def test_timing_caches_are_kept_by_flavour_release_and_gpu(tmp_path):

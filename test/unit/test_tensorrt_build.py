@@ -1,6 +1,7 @@
 """Engines of every stage, built by TensorRT-RTX on the CPU for GPUs that are not here; and what a build refuses."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pi05_ros.backends.tensorrt.api import load_api
-from pi05_ros.backends.tensorrt.build import BuildOptions, build_engine, way_out
+from pi05_ros.backends.tensorrt.api import Api, load_api
+from pi05_ros.backends.tensorrt.build import BuildOptions, build_engine, obey_types, way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog, PhaseProgress
 from pi05_ros.backends.tensorrt.names import read_manifest
 from pi05_ros.backends.tensorrt.plan_cache import read_entries, read_plan
 from pi05_ros.backends.tensorrt.precision import engine_layers, fell_back, seen
 from pi05_ros.cli.main import main
-from pi05_ros.config import tiny_config
+from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import BackendError, ConfigError
 from pi05_ros.model.recipe import RecipeSource
 
@@ -32,20 +33,26 @@ def rtx():
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, rtx):
-    """Directory of an export: `bfloat16` has every stage, `float8` the prefix and a denoising step."""
+    """Directories of exports in bfloat16: `tiny` with every graph; `wide`, single layers at full width (the prefix has
+    two: of its last one only keys and values are needed); `float8`, those with the products of the MLPs quantised."""
     from pi05_ros.backends.tensorrt.export import ExportOptions, OnnxOptions, export_stages
     from pi05_ros.backends.tensorrt.fp8 import Scales
 
-    scale = Scales(np.array(0.002, np.float32), np.array(0.05, np.float32))
+    full, scale = Pi05Config(), Scales(np.array(0.002, np.float32), np.array(0.05, np.float32))
+    wide = replace(full, vision=replace(full.vision, depth=1), expert=replace(full.expert, depth=2),
+                   prefix=replace(full.prefix, depth=2, vocab_size=512))
     scales = {f"{stack}.layers.{layer}.mlp.{product}": scale for stack in ("language_model", "action_expert")
               for layer in range(2) for product in ("gate_proj", "up_proj", "down_proj")}
     made = {}
-    config, options = tiny_config(), ExportOptions(dtype="bfloat16", cameras=3, tokens=48)
-    for name, stages, onnx in (("bfloat16", ("vision", "prefix", "expert"), OnnxOptions()),
-                               ("float8", ("prefix", "expert"), OnnxOptions(scales=scales))):
+    for name, config, stages, quantised in (("tiny", tiny_config(), ("vision", "prefix", "expert", "loop"), {}),
+                                            ("wide", wide, ("vision", "prefix", "expert"), {}),
+                                            ("float8", wide, ("prefix", "expert"), scales)):
         made[name] = tmp_path_factory.mktemp(name)
-        export_stages(RecipeSource(config), made[name], stages, options, onnx)
-    return made
+        options = ExportOptions(dtype="bfloat16", cameras=3, tokens=config.max_token_len, steps=1)
+        export_stages(RecipeSource(config), made[name], stages, options, OnnxOptions(scales=quantised))
+    yield made
+    for directory in made.values():
+        shutil.rmtree(directory)  # half a gigabyte
 
 
 def build(api, directory, graph, target, **options):
@@ -55,15 +62,17 @@ def build(api, directory, graph, target, **options):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("graph", ["vision", "prefix", "modulation", "step"])
-def test_every_stage_in_bfloat16(rtx, exports, graph, target):
-    spec = read_manifest(exports["bfloat16"]).stages[graph]
-    built = build(rtx, exports["bfloat16"], graph, target)
-    plan = bytes(built.plan)
-    assert len(plan) > 0.9 * spec.bytes  # the weights are in it
-    assert all(binding.name.encode() in plan for binding in (*spec.inputs, *spec.outputs))
+@pytest.mark.parametrize(("size", "graph"), [("tiny", "vision"), ("tiny", "prefix"), ("tiny", "modulation"),
+                                             ("tiny", "step"), ("tiny", "loop"), ("wide", "vision"),
+                                             ("wide", "prefix"), ("wide", "step")])
+def test_every_stage_in_bfloat16(rtx, exports, size, graph, target):
+    spec = read_manifest(exports[size]).stages[graph]
+    built = build(rtx, exports[size], graph, target)
+    plan = memoryview(built.plan)
+    assert plan.nbytes > 0.9 * spec.bytes  # the weights are in it
+    assert all(binding.name.encode() in bytes(plan) for binding in (*spec.inputs, *spec.outputs))
     types = Counter(built.products.values())  # read from TensorRT's network: bfloat16 but for what the model keeps wide
-    wide = {"vision": 1, "prefix": 0, "modulation": types["float32"], "step": 2}[graph]
+    wide = {"vision": 1, "prefix": 0, "modulation": types["float32"], "step": 2, "loop": 2}[graph]
     assert types == Counter({"bfloat16": types.total() - wide, "float32": wide}) - Counter() and types.total() > 8
 
 
@@ -74,14 +83,15 @@ def test_float8_where_the_gpu_has_it(rtx, exports, graph, target):
         with pytest.raises(BackendError, match="fp8_e4m3.*FP8: 8.9 and later"):
             build(rtx, exports["float8"], graph, target)
         return
-    built, wide = (build(rtx, exports[name], graph, target) for name in ("float8", "bfloat16"))
-    kinds = Counter(built.products.values())
-    assert kinds["float8"] == 6 and kinds.total() == Counter(wide.products.values()).total()
+    built, wide = (build(rtx, exports[name], graph, target) for name in ("float8", "wide"))
+    kinds, size = Counter(built.products.values()), memoryview(built.plan).nbytes
+    assert kinds["float8"] == {"prefix": 3, "step": 6}[graph]
+    assert kinds.total() == len(wide.products) and size < 0.8 * memoryview(wide.plan).nbytes
     assert all("mlp" in name for name, kind in built.products.items() if kind == "float8")
 
 
 def test_the_command_builds_once_and_lists(rtx, exports, tmp_path, capsys):
-    command = ["build", str(exports["bfloat16"]), "--flavour", "tensorrt_rtx", "--gpu", "8.9", "--output",
+    command = ["build", str(exports["tiny"]), "--flavour", "tensorrt_rtx", "--gpu", "8.9", "--output",
                str(tmp_path), "--graphs", "vision,modulation", "--workspace", "1"]
     runs = []
     for more in ([], [], ["--again"], ["--gpu", "12.0"]):
@@ -106,7 +116,7 @@ def test_the_command_builds_once_and_lists(rtx, exports, tmp_path, capsys):
 
 
 def test_a_graph_of_other_bindings_is_refused(rtx, exports):
-    directory = exports["bfloat16"]
+    directory = exports["tiny"]
     spec = read_manifest(directory).stages["modulation"]
     (given,) = spec.inputs
     for change in ({"name": "times"}, {"dtype": "bfloat16"}, {"shape": ("steps", 65)}):
@@ -119,9 +129,9 @@ def test_a_graph_of_other_bindings_is_refused(rtx, exports):
 def test_files_that_changed_after_the_export_are_refused(rtx, exports, tmp_path):
     from pi05_ros.backends.tensorrt.build_plans import Builder
 
-    manifest = read_manifest(exports["bfloat16"])
+    manifest = read_manifest(exports["tiny"])
     other = replace(manifest, stages={"modulation": replace(manifest.stages["modulation"], weights_hash="0")})
-    builder = Builder(rtx, exports["bfloat16"], other, tmp_path, "sm_89", BuildOptions(target="8.9"), inspect=False)
+    builder = Builder(rtx, exports["tiny"], other, tmp_path, "sm_89", BuildOptions(target="8.9"), inspect=False)
     with pytest.raises(BackendError, match="other contents"):
         builder.build("modulation", lambda fraction, phase: None)
     assert not list(tmp_path.iterdir())
@@ -130,16 +140,16 @@ def test_files_that_changed_after_the_export_are_refused(rtx, exports, tmp_path)
 def test_what_is_no_graph_is_refused(rtx, exports, tmp_path):
     (tmp_path / "vision.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(BackendError, match="a graph that TensorRT's ONNX parser reads"):
-        build_engine(rtx, tmp_path / "vision.onnx", read_manifest(exports["bfloat16"]).stages["vision"], inspect=False)
+        build_engine(rtx, tmp_path / "vision.onnx", read_manifest(exports["tiny"]).stages["vision"], inspect=False)
 
 
 def test_a_target_that_rtx_does_not_know_is_refused(rtx, exports):
     with pytest.raises(BackendError, match="--gpu: expected SM75.*SM120.*received 9.0"):
-        build(rtx, exports["bfloat16"], "modulation", "9.0")
+        build(rtx, exports["tiny"], "modulation", "9.0")
 
 
 def test_progress_only_grows_and_reaches_the_end(rtx, exports):
-    directory, fractions = exports["bfloat16"], []
+    directory, fractions = exports["tiny"], []
     spec = read_manifest(directory).stages["vision"]
     build_engine(rtx, directory / spec.file, spec, BuildOptions(target="8.9"), inspect=False,
                  progress=lambda fraction, phase: fractions.append(fraction))
@@ -194,7 +204,7 @@ def test_an_engine_whose_layers_fell_back_is_refused_unless_allowed(rtx, exports
                              "Inputs": [{"Format/Datatype": "Float"}]}]}
     monkeypatch.setattr(module, "look", lambda *args: (json.dumps(inspected), 4096))
     monkeypatch.setattr(module, "wanted_products", lambda *args: {"modulation/time_mlp_in": "bfloat16"})
-    directory = exports["bfloat16"]
+    directory = exports["tiny"]
     spec = read_manifest(directory).stages["modulation"]
     with pytest.raises(BackendError, match="modulation/time_mlp_in: float32 instead of bfloat16.*--allow-fallback"):
         build_engine(rtx, directory / spec.file, spec, BuildOptions(target="8.9"))
@@ -202,20 +212,37 @@ def test_an_engine_whose_layers_fell_back_is_refused_unless_allowed(rtx, exports
     assert len(built.fallbacks) == 1 and built.judged == 1 and built.memory_bytes == 4096
 
 
-def test_an_older_release_refuses_what_it_lacks():
-    from pi05_ros.backends.tensorrt.api import Api
-    from pi05_ros.backends.tensorrt.build import _obey_types
+class Layer:
+    """Of a network without strong typing."""
 
-    set_flags = []
+    def __init__(self, kind, dtype):
+        self.type, self.dtype = SimpleNamespace(name=kind), dtype
+        self.precision, self.outputs, self.num_outputs = None, {}, 1
+
+    def get_output(self, index):
+        return SimpleNamespace(dtype=self.dtype)
+
+    def set_output_type(self, index, dtype):
+        self.outputs[index] = dtype
+
+
+def test_a_release_without_strong_typing_keeps_float32_where_the_graph_has_it():
+    kinds = SimpleNamespace(FLOAT=SimpleNamespace(name="FLOAT"), HALF=SimpleNamespace(name="HALF"))
     flags = SimpleNamespace(FP16="fp16", OBEY_PRECISION_CONSTRAINTS="obey")
-    api = Api("tensorrt", SimpleNamespace(BuilderFlag=flags), "8.6.0")
-    config = SimpleNamespace(set_flag=set_flags.append)
-    for precision, wanted in (({"dtype": "float32"}, []), ({"dtype": "float16"}, ["fp16", "obey"])):
-        set_flags.clear()
-        _obey_types(api, config, SimpleNamespace(file="step.onnx", precision=precision))
-        assert set_flags == wanted
-    with pytest.raises(BackendError, match="--dtype float16, or take TensorRT 10"):
-        _obey_types(api, config, SimpleNamespace(file="step.onnx", precision={"dtype": "bfloat16"}))
+    api = Api("tensorrt", SimpleNamespace(BuilderFlag=flags, DataType=kinds), "8.6.0")
+    for dtype, wanted in (("float32", []), ("float16", ["fp16", "obey"])):
+        layers = [Layer("SOFTMAX", kinds.FLOAT), Layer("MATRIX_MULTIPLY", kinds.HALF), Layer("CAST", kinds.FLOAT)]
+        network = SimpleNamespace(num_layers=3, get_layer=layers.__getitem__)
+        flagged = []
+        obey_types(api, SimpleNamespace(set_flag=flagged.append),
+                   SimpleNamespace(file="step.onnx", precision={"dtype": dtype}), network)
+        assert flagged == wanted
+        kept = kinds.FLOAT if wanted else None
+        assert [layer.precision for layer in layers] == [kept, None, None]
+        assert layers[0].outputs == ({0: kinds.FLOAT} if wanted else {})
+    for precision in ({"dtype": "bfloat16"}, {"dtype": "float16", "quantisation": "fp8"}):
+        with pytest.raises(BackendError, match="--dtype float16, or take TensorRT 10"):
+            obey_types(api, None, SimpleNamespace(file="step.onnx", precision=precision), None)
 
 
 @pytest.mark.parametrize(("words", "advice"), [
@@ -249,9 +276,9 @@ def test_flavours_that_are_not_there_say_how_to_get_them(monkeypatch):
 def test_the_command_refuses_wrong_use(tmp_path, rtx, exports):
     from pi05_ros.cli import build as command
 
-    manifest = read_manifest(exports["bfloat16"])
-    with pytest.raises(ConfigError, match="--graphs.*received loop"):
-        command.graph_names("vision,loop", manifest)
+    manifest = read_manifest(exports["tiny"])
+    with pytest.raises(ConfigError, match="--graphs.*received expert"):
+        command.graph_names("vision,expert", manifest)
     for target in ("89", "8.x", ""):
         with pytest.raises(ConfigError, match="a compute capability such as 8.9"):
             command.place(rtx, target, "cuda")

@@ -160,12 +160,19 @@ def test_an_engine_that_needs_no_memory_gets_none(tmp_path, script):
     assert not [name for name in script.names() if "device_memory" in name]
 
 
-def test_rtx_is_told_to_compile_at_once_and_to_leave_graphs_to_us(tmp_path):
+def test_rtx_compiles_as_it_is_told_and_leaves_graphs_to_us(tmp_path, monkeypatch):
     script = Script("1.7.1.116")
-    engine = Engine(api_of(script), entry_in(tmp_path, script), GPU)
-    config = engine._runtime_config
-    assert (config.dynamic_shapes_kernel_specialization_strategy, config.cuda_graph_strategy) == ("eager", "disabled")
-    execution = Execution(engine, ADDRESSES, SHAPES, MEMORY)
+    entry = entry_in(tmp_path, script)
+    for value, wanted in ((None, "none"), ("eager", "eager"), ("lazy", "lazy")):
+        if value:
+            monkeypatch.setenv("PI05_RTX_SPECIALISE", value)
+        config = Engine(api_of(script), entry, GPU)._runtime_config
+        assert config.dynamic_shapes_kernel_specialization_strategy == wanted
+        assert config.cuda_graph_strategy == "disabled"
+    execution = Execution(Engine(api_of(script), entry, GPU), ADDRESSES, SHAPES, MEMORY)
+    monkeypatch.setenv("PI05_RTX_SPECIALISE", "always")
+    with pytest.raises(BackendError, match="none, lazy or eager"):
+        Engine(api_of(script), entry, GPU)
     assert execution.capturable(3)
     script.fails = {"is_stream_capturable"}
     assert not execution.capturable(3)
@@ -181,6 +188,16 @@ def test_the_runner_needs_neither_pytorch_nor_a_newer_python():
     blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'numpy', 'tensorrt')))"
     imports = "; ".join(f"import pi05_ros.backends.tensorrt.{name}" for name in RUNNER_FILES)
     subprocess.run([sys.executable, "-c", f"{blocked}; {imports}"], check=True, cwd=folder.parent)
+
+
+def test_the_stand_in_has_only_names_that_tensorrt_rtx_has():
+    real = pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra tensorrt_rtx (x86 Linux)")
+    script = Script("1.7.1.116")
+    for name, stand_in in script.classes.items():
+        assert {each for each in vars(stand_in) if not each.startswith("_")} <= set(dir(getattr(real, name))), name
+    assert set(vars(script.module)) <= set(dir(real))
+    assert set(script.module.NetworkDefinitionCreationFlag.__members__) == set(
+        real.NetworkDefinitionCreationFlag.__members__)
 
 
 def test_the_stand_in_differs_between_releases():

@@ -3,6 +3,7 @@
 import ctypes
 import math
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scripted_tensorrt import RELEASES, Script, plan_of
 
 from pi05_ros.backends import base, eager
-from pi05_ros.backends.tensorrt import executions
+from pi05_ros.backends.tensorrt import engine_arrays, executions
 from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.executions import StageEngine
 from pi05_ros.backends.tensorrt.names import STAGE_GRAPHS
@@ -65,8 +66,10 @@ def make(tmp_path, modules):
             inputs, outputs = specs[graph]
             with torch.no_grad():
                 made = modules[graph](*(at(addresses[s.name], shapes[s.name], getattr(torch, s.dtype)) for s in inputs))
-            for spec, tensor in zip(outputs, made if isinstance(made, tuple) else (made,), strict=True):
+            made = dict(zip(outputs, made if isinstance(made, tuple) else (made,), strict=True))
+            for spec, tensor in made.items():
                 at(addresses[spec.name], tensor.shape, getattr(torch, spec.dtype)).copy_(tensor)
+            return {spec.name: tuple(tensor.shape) for spec, tensor in made.items()}
 
         script = Script(version, compute)
         api, engines = Api(script.flavour, script.module, version), {}
@@ -164,6 +167,102 @@ def test_masked_positions_are_refused_and_never_become_actions(make, reference):
     mask = torch.tensor([[True, False]])
     cache = stages.prefill(images, mask, torch.from_numpy(inputs.tokens), torch.from_numpy(inputs.token_mask))
     assert cache.keys[-1].isnan().all() and stages.denoise(cache, torch.from_numpy(noise), 1).isnan().all()
+
+
+class RecordedGraphs:
+    """Stands for `StageGraphs`: runs the work once for warming up and once for capturing, then on every replay."""
+
+    made: list[object] = []
+
+    def __init__(self, works, device):
+        ((self.key, self.work),) = works
+        self.made.append(self.key)
+        self.work(), self.work()
+
+    def replay(self, key):
+        assert key == self.key
+        self.work()
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    monkeypatch.setattr(executions, "StageGraphs", RecordedGraphs)
+    monkeypatch.setattr(executions.torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=5))
+    monkeypatch.setattr(RecordedGraphs, "made", [])
+    return RecordedGraphs.made
+
+
+def test_a_shape_gets_a_graph_and_a_context_of_its_own_the_second_time(make, capturing):
+    stages, script = make(("vision",))
+    engine = stages.engines["vision"]
+    engine._capture = True
+    pixels = {n: {"pixels": (n, 3, 224, 224)} for n in (1, 2, 3)}
+    for count, (cameras, graphs, contexts) in enumerate([(1, 0, 1), (2, 0, 1), (1, 1, 2), (1, 1, 2), (2, 2, 3),
+                                                        (3, 2, 3), (1, 2, 3)]):
+        engine.run(pixels[cameras])
+        assert (len(capturing), script.names().count("create_context")) == (graphs, contexts), count
+    shared = {call[1] for call in script.calls if call[0] == "set_device_memory"}
+    assert len(shared) == 1 and script.names().count("set_input_shape") == 1 + 1 + 1 + 1 + 1
+
+
+def test_only_so_many_shapes_get_a_graph(make, capturing, monkeypatch):
+    monkeypatch.setattr(executions, "MOST_GRAPHS", 2)
+    stages, _ = make(("prefix",))
+    engine = stages.engines["prefix"]
+    engine._capture = True
+    for tokens in (3, 4, 5, 3, 4, 5, 5):
+        engine.run({"image_tokens": (256, 96), "tokens": (tokens,)})
+    assert [dict(key)["tokens"] for key in capturing] == [(3,), (4,)]
+
+
+def test_vision_is_captured_when_it_is_loaded(make, capturing):
+    stages, _ = make(("vision",))
+    stages.engines["vision"]._capture = True
+    stages.prepare()
+    assert [dict(key)["pixels"][0] for key in capturing] == [1, 2, 3]
+
+
+def test_a_context_that_may_not_be_captured_is_enqueued(make, capturing):
+    stages, script = make(("vision",), "1.7.1.116")
+    stages.engines["vision"]._capture, script.fails = True, {"is_stream_capturable"}
+    for _ in range(3):
+        stages.engines["vision"].run({"pixels": (1, 3, 224, 224)})
+    assert not capturing and script.names().count("execute_async_v3") == 3
+
+
+def test_a_capture_that_fails_says_how_to_go_without(make, capturing, monkeypatch):
+    def fails(works, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(executions, "StageGraphs", fails)
+    stages, _ = make(("vision",))
+    stages.engines["vision"]._capture = True
+    with pytest.raises(BackendError, match="PI05_TENSORRT_GRAPHS=0"):
+        stages.prepare()
+    monkeypatch.setenv("PI05_TENSORRT_GRAPHS", "0")
+    assert not executions.graphs_wanted()
+
+
+def test_engines_called_with_arrays(make, modules):
+    stages, _ = make(("prefix",))
+    rng = np.random.default_rng(2)
+    for images, tokens in ((512, 7), (256, 48)):
+        given = {"image_tokens": rng.standard_normal((images, 96), dtype=np.float32),
+                 "tokens": rng.integers(0, 512, tokens).astype(np.int32)}
+        found = engine_arrays.call(stages.engines["prefix"], given)
+        with torch.no_grad():
+            keys, values = modules["prefix"](*map(torch.from_numpy, given.values()))
+        np.testing.assert_allclose(found["keys"], keys.numpy(), **ALIKE)
+        np.testing.assert_allclose(found["values"], values.numpy(), **ALIKE)
+
+
+def test_the_engine_of_an_export_is_the_one_of_its_weights(make, tmp_path):
+    stages, script = make(("prefix", "vision"))
+    engine, api = stages.engines["prefix"].engine, stages.engines["prefix"].engine.api
+    assert engine_arrays.entry_of("", "prefix", api, "Orin, sm_87, 16 SMs", tmp_path) == engine.entry
+    for weights_hash, gpu in (("other", "sm_87"), ("", "sm_89")):
+        with pytest.raises(BackendError, match="received 0. Run `pi05 build`"):
+            engine_arrays.entry_of(weights_hash, "prefix", api, gpu, tmp_path)
 
 
 def test_what_is_larger_than_the_engine_is_refused(make):

@@ -16,7 +16,8 @@ from pi05_ros.runtime.policy import Policy, draw_noise
 from pi05_ros.schema import ACTION_DIM, Observation
 from pi05_ros.train import run as training
 from pi05_ros.train.augment import augment
-from pi05_ros.train.flow_matching import Batch, GoalHead, draw_times, losses
+from pi05_ros.train.dataset import DatasetWriter
+from pi05_ros.train.flow_matching import Batch, PrefixHeads, draw_times, losses
 from pi05_ros.train.presets import PRESETS, TrainSettings
 from pi05_ros.train.samples import draw_batch
 from pi05_ros.train.trainer import learning_rate_at
@@ -60,23 +61,27 @@ def test_the_loss_by_hand():
     """One sample, one step, two real dimensions and one of padding."""
     batch = Batch(torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool),
                   actions=torch.tensor([[[1.0, -1.0, 0.0]]]), goals=torch.tensor([[2.0, 1.0, 0.0]]),
+                  scenes=torch.tensor([[0.5, 1.5]]),
                   noise=torch.tensor([[[3.0, 2.0, 9.0]]]), time=torch.tensor([0.25]))
     model = StandIn()
-    flow, goal = losses(model, lambda cache: torch.tensor([[1.0, 3.0, 7.0]]), batch, robot_action_dim=2)
+    guesses = torch.tensor([[0.0, 0.5]]), torch.tensor([[1.0, 3.0, 7.0]])
+    flow, goal, scene = losses(model, lambda cache, slots: guesses, batch, robot_action_dim=2)
     # x = 0.25 noise + 0.75 action = 1.5 and -0.25; v = x + 0.25 = 1.75 and 0; noise - action = 2 and 3.
     assert model.x_t.tolist() == [[[1.5, -0.25, 0.0]]]
     assert flow.item() == pytest.approx((0.25**2 + 3**2) / 2)
     assert goal.item() == pytest.approx((1**2 + 2**2) / 2)
+    assert scene.item() == pytest.approx((0.5**2 + 1) / 2)
 
 
-def test_the_goal_is_guessed_from_the_last_token_that_is_there():
-    config = PRESETS["smallest"](4, 64)
-    head = GoalHead(config)
+def test_scene_and_goal_are_guessed_from_the_first_and_the_last_token_that_are_there():
+    heads = PrefixHeads(PRESETS["smallest"](4, 64), 3)
     values = torch.randn(2, 3, 1, 5, 32)
     pad_mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
-    guess = head(PrefixCache(values, values, pad_mask))
+    scene, goal = heads(PrefixCache(values, values, pad_mask), prompt_slots=4)
     for row, last in enumerate((3, 4, 1)):
-        torch.testing.assert_close(guess[row], head.out(values[:, row, 0, last].flatten()))
+        read, first = (torch.cat([values[:, row, 0, slot].flatten(), torch.ones(1)]) for slot in (last, 1))
+        torch.testing.assert_close(goal[row], heads.goal_weight @ read)
+        torch.testing.assert_close(scene[row], heads.scene_weight @ first)
 
 
 def test_times_lean_towards_noise():
@@ -210,3 +215,17 @@ def test_training_json_tells_how_it_was_made(data, tmp_path):
     train(data, tmp_path, FEW)
     made = json.loads((tmp_path / "training.json").read_text())
     assert (made["step"], made["seed"], made["robot"], made["steps"]) == (6, 0, "toy", 6)
+
+
+def test_what_is_known_of_the_scene_is_learnt_scaled(tmp_path):
+    scene = np.array([[5.0, 0.3]] * 12, np.float32)
+    with DatasetWriter(tmp_path / "data", "toy", ("base_0_rgb",)) as writer:
+        for seed in range(4):
+            writer.add(toy_episode(seed, scene=scene * np.array([1, seed + 1], np.float32)))
+    prepared = training.prepare(tmp_path / "data", TOY, FEW, no_bar, held_out=1)
+    learnt, unseen = prepared.samples.scenes, prepared.held_out.scenes
+    assert learnt[:, 0].abs().max() < 0.01  # never changes
+    assert learnt[:, 1].unique().tolist() == pytest.approx([-1.5**0.5, 0, 1.5**0.5], abs=1e-4)
+    assert unseen[:, 1].unique().tolist() == pytest.approx([2 * 1.5**0.5], abs=1e-4)
+    figures = training.train(prepared, replace(FEW, steps=60, learning_rate=3e-3), tmp_path / "run", CPU, no_bar)
+    assert figures["scene_loss"] < 0.9 and figures["held_out_scene_error"] > 0

@@ -71,8 +71,8 @@ class Api:
         try:
             return getattr(self.module, kind)(logger)
         except (TypeError, RuntimeError) as error:  # pybind11, for a constructor that gave nothing
-            raise BackendError(f"TensorRT {self.version}", expected=f"a {kind.lower()}", way_out="Check nvidia-smi: the "
-                               "driver must be there, and as new as this TensorRT's CUDA.",
+            raise BackendError(f"TensorRT {self.version}", expected=f"a {kind.lower()}",
+                               way_out="Check nvidia-smi: the driver must be there, and as new as this TensorRT's CUDA.",
                                received="; ".join(log.lines) or str(error)) from error
 
     def progress_monitor(self, start: Callable[[str, str | None, int], None], step: Callable[[str, int], bool],

@@ -18,6 +18,8 @@ from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
 from pi05_ros.backends.tensorrt.precision import EngineLayer, Fallback, engine_layers, fell_back, seen, wanted_products
 from pi05_ros.errors import BackendError
 
+UNTYPED = ("CONSTANT", "CAST", "SHAPE", "IDENTITY")  # layers whose type is what they are
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -70,7 +72,9 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     parse(trt, network, logger, log, onnx_file)
     inputs, outputs = check_bindings(api, network, graph)
     config = builder.create_builder_config()
-    configure(api, config, graph, options)
+    configure(api, config, options)
+    if not api.strongly_typed:
+        obey_types(api, config, graph, network)
     config.add_optimization_profile(make_profile(builder, network, graph))
     cache = None if api.just_in_time else config.create_timing_cache(timing_cache)  # RTX measures nothing here
     if cache is not None and not config.set_timing_cache(cache, False):  # of another GPU or release: begin a new one
@@ -129,7 +133,7 @@ def _agree(shape: Any, spec: TensorSpec) -> bool:
         for found, wanted in zip(shape, spec.shape, strict=True))
 
 
-def configure(api: Api, config: Any, graph: GraphSpec, options: BuildOptions) -> None:
+def configure(api: Api, config: Any, options: BuildOptions) -> None:
     """Workspace, level, target, and all work on the caller's stream: overlap is ours to decide."""
     trt = api.module
     if options.workspace_bytes is not None:
@@ -139,22 +143,28 @@ def configure(api: Api, config: Any, graph: GraphSpec, options: BuildOptions) ->
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.max_aux_streams = 0
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-    if not api.strongly_typed:
-        _obey_types(api, config, graph)
     if options.target is not None:
         set_target(api, config, options.target)
 
 
-def _obey_types(api: Api, config: Any, graph: GraphSpec) -> None:
-    """Releases without strong typing: allow float16 and keep what the graph says of each layer."""
+def obey_types(api: Api, config: Any, graph: GraphSpec, network: Any) -> None:
+    """Releases without strong typing: allow float16, but keep in float32 what the graph has so (softmax, norms, sums),
+    which the builder would otherwise compute in float16 too."""
     flags, dtype = api.module.BuilderFlag, graph.precision.get("dtype", "float32")
     if dtype == "bfloat16" or graph.precision.get("quantisation", "none") != "none":
         raise BackendError(f"'{graph.file}'", expected="float32 or float16 with TensorRT " + api.version,
                            received=f"{dtype}, quantisation {graph.precision.get('quantisation', 'none')}",
                            way_out="Export with --dtype float16, or take TensorRT 10 or later.")
-    if dtype == "float16":
-        config.set_flag(flags.FP16)
-        config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+    if dtype != "float16":
+        return
+    config.set_flag(flags.FP16)
+    config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+        if layer.type.name not in UNTYPED and all(api.dtype(tensor.dtype) == "float32" for tensor in outputs):
+            layer.precision = api.module.DataType.FLOAT
+            for index in range(len(outputs)):
+                layer.set_output_type(index, api.module.DataType.FLOAT)
 
 
 def set_target(api: Api, config: Any, target: str) -> None:

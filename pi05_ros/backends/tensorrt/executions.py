@@ -56,6 +56,11 @@ class StageEngine:
                                "--cameras and --tokens as they are here and build again.")
         return self._flat[name][:math.prod(shape)].view(shape)
 
+    def output(self, name: str) -> Tensor:
+        """As the last run without a graph left it, in the shape that TensorRT says."""
+        assert self._roaming is not None, "nothing was run"
+        return self.view(name, self._roaming.output_shape(name))
+
     def run(self, shapes: Mapping[str, Shape]) -> None:
         """From the static inputs, which have these shapes, to the static outputs."""
         key = tuple(sorted(shapes.items()))

@@ -37,7 +37,7 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
         torch.cuda.current_stream().synchronize()  # there is a context from here on, which TensorRT takes
         engines = {}
         for done, (graph, entry) in enumerate(entries.items(), 1):
-            engines[graph] = load(api, entry, gpu, device)
+            engines[graph] = load(api, entry, gpu, device, graphs_wanted())
             if on_progress:
                 on_progress(done, len(entries))
         built = TensorRtStages(source.config, engines, device, resize)
@@ -45,14 +45,14 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     return built
 
 
-def load(api: Api, entry: PlanEntry, gpu: str, device: torch.device) -> StageEngine:
+def load(api: Api, entry: PlanEntry, gpu: str, device: torch.device, capture: bool) -> StageEngine:
     """One engine on the device; BackendError where its weights do not fit."""
     free = torch.cuda.mem_get_info(device)[0]
     if free < entry.bytes:
         raise BackendError(f"engine '{entry.path}'", expected=f"{entry.bytes / 1e9:.2f} GB of free GPU memory",
                            received=f"{free / 1e9:.2f} GB", cause="out_of_memory",
                            way_out="Close other programs on the GPU, or run some stages elsewhere (vision=...).")
-    return StageEngine(Engine(api, entry, gpu), device, graphs_wanted())
+    return StageEngine(Engine(api, entry, gpu), device, capture)
 
 
 def entries_for(stages: Sequence[str], wanted: Wanted) -> dict[str, PlanEntry]:

@@ -7,6 +7,7 @@ shapes that is captured gets an `Execution` of its own; those that never run at 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,10 +102,15 @@ class Engine:
             for found, wanted in zip(shape, spec.shape, strict=True))
 
     def _just_in_time(self) -> Any:
-        """TensorRT-RTX: kernels for a shape are compiled when the shape is set, not beside the first runs, and its own
-        CUDA graphs stay off: graphs are ours."""
+        """TensorRT-RTX: whether kernels are compiled for each length of the prompt, which blocks (`eager`), goes on
+        beside the first runs and changes their bits (`lazy`), or never happens; its own CUDA graphs stay off."""
         config, trt = self._engine.create_runtime_config(), self.api.module
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        wanted = os.environ.get("PI05_RTX_SPECIALISE", "none").upper()
+        if wanted not in ("NONE", "LAZY", "EAGER"):
+            raise BackendError("PI05_RTX_SPECIALISE", expected="none, lazy or eager", received=repr(wanted.lower()),
+                               way_out="Choose one, or unset it.")
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, wanted)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         return config
 
