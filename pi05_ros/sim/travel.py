@@ -1,5 +1,6 @@
-"""The judge of commands that travel: one that was longer on its way than `command_lead_s` was late, and may meet
-another motion than it was planned for. It is counted, and the way to its curve, up to one point, is not judged.
+"""The judge of commands that travel: one that was longer on its way than `command_lead_s`, or than half of its own time
+if it is a hold, was late, and may meet another motion than it was planned for. It is counted, and the way to its curve,
+up to one point, is not judged.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ REMEMBERED_S = 2.0  # a measurement may be 0.5 s old, and what begins there last
 @dataclass
 class Command:
     """On the way to its curve until `until_ns`; `before`: the one that was not on its own yet when this one came;
-    travel_ns: None until its provenance has come; excused: None until it is settled."""
+    allowed_ns: how long it may travel; travel_ns: None until its provenance has come; excused: None until settled."""
 
     stamp_ns: int
     arrived_ns: int
     until_ns: int
     end_ns: int
     before: Command | None
+    allowed_ns: int
     travel_ns: int | None = None
     excused: bool | None = None
     excess: list[tuple[str, str]] = field(default_factory=list)
@@ -48,12 +50,13 @@ class TravelJudge(Judge):
 
     def begun(self, plan: JointTrajectoryPlan, taken: bool, now_ns: int) -> None:
         before = self._newest if self._newest is not None and now_ns < self._newest.until_ns else None
-        command = Command(plan.stamp_ns, now_ns, plan.next_point_ns(now_ns + 1), plan.end_ns, before)
+        command = Command(plan.stamp_ns, now_ns, plan.next_point_ns(now_ns + 1), plan.end_ns, before, self._lead_ns)
         if not taken:  # all past: the robot never comes to its curve
             self.refused += 1
             command.until_ns, command.travel_ns = NEVER_NS, self._lead_ns + 1
-        elif len(plan.times_s) == 1:  # a hold is stamped when it is published
+        elif len(plan.times_s) == 1:  # a hold is stamped when it is published, and begins to brake then
             command.travel_ns = now_ns - plan.stamp_ns
+            command.allowed_ns = min(self._lead_ns, int(plan.offsets_ns[-1]) // 2)
         self._newest = command
         self._open.append(command)
 
@@ -105,7 +108,7 @@ class TravelJudge(Judge):
         """What exceeded a limit on the way to the curve: excused if the command was late, or met one that was."""
         while self._open and (self._open[0].travel_ns is not None or len(self._open) > MOST_OPEN):
             command = self._open.popleft()
-            late = (command.travel_ns or 0) > self._lead_ns
+            late = (command.travel_ns or 0) > command.allowed_ns
             if self.settled(command.arrived_ns):
                 self.late += late
                 self.longest_s = max(self.longest_s, (command.travel_ns or 0) * 1e-9)

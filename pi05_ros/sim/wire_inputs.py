@@ -88,9 +88,12 @@ class WireInputs:
 
         def send() -> None:
             self.sent[TOPICS.get(slot, "joint_states")] += 1
+            name = f"{slot} {now_ns}"
             if damage:
                 self.sent[damage] += 1
-                self.damaged.append(f"{slot} {now_ns}")
+                self.damaged.append(name)
+            elif name in self.damaged:  # of a second publisher, and sound: it is used where the damaged one was lost
+                self.damaged.remove(name)
             self._wire.publish(slot, message)
 
         return send

@@ -95,6 +95,20 @@ def test_the_way_to_a_curve_is_excused_for_a_late_command_alone(judge, travel_s,
     assert ("too fast" in judge.found.violations) == (not late)
 
 
+@pytest.mark.parametrize(("travel_s", "late"), [(0.02, False), (0.03, True)])
+def test_a_hold_is_late_after_half_of_its_time(judge, travel_s, late):
+    judge.execute(message(START_NS - int(travel_s * S), [0.05], [0.02]), START_NS)
+    watch(judge, 0.2)
+    assert judge.late == late and ("too fast" in judge.found.violations) == (not late)
+
+
+def test_a_sound_picture_with_the_stamp_of_a_damaged_one_may_be_used(soak):
+    send = soak._inputs._sender
+    for kinds, named in (({"encoding": 0.0}, 1), ({}, 0)):
+        send("base_0_rgb", START_NS, np.zeros(7), kinds)()
+        assert len(soak._inputs.damaged) == named
+
+
 def test_beyond_the_first_point_nothing_is_excused(judge):
     stamp = START_NS - int(0.15 * S)
     judge.execute(message(stamp, [0.16, 0.17, 0.5], [0.0, 0.03, 0.03]), START_NS)
