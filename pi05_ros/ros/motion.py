@@ -32,6 +32,16 @@ class Motion:
         self._commanded = Commanded()
         self.deadline_misses = 0  # trajectories that came after the robot had begun to brake for want of them
 
+    @property
+    def joints(self) -> list[str]:
+        return self._limits.names
+
+    def resume(self, joints: list[str], last: JointTrajectoryPlan | None) -> None:
+        """Goes on from the last trajectory of an earlier configuration: the robot may still be braking."""
+        if last is not None and joints == self.joints:
+            self._commands.last = last
+            self._commanded.add(self._now_ns(), last)
+
     def begin(self) -> None:
         """A new activation, or a reset: a trajectory that has ended no longer says where the robot is."""
         self.held = False
@@ -77,7 +87,8 @@ class Motion:
         now_ns, running = self._now_ns(), self._commands.last
         self._joining.interrupted()
         if running is not None and running.end_ns > now_ns:
-            self._publish(plan_hold(running, self.measured(now_ns), now_ns, self._limits,
+            now_on = self._commanded.running(now_ns) or running  # a new one has the robot from its first point on
+            self._publish(plan_hold(now_on, self.measured(now_ns), now_ns, self._limits,
                                     self._values()["stop_time_s"]), now_ns)
             self._log(f"hold: {why}")
         self.held = self._at_rest = True  # after: a hold that could not be published is tried again
@@ -89,6 +100,7 @@ class Motion:
         self._joining.interrupted()
         if running is not None and before_ns - now_ns < CLOCK_CORRECTION_S * 1e9:
             self._commands.last = replace(running, stamp_ns=running.stamp_ns + now_ns - before_ns)
+            self._commanded.shift(now_ns - before_ns)
             self.hold("the clock was set back")
         self._forget()
         self._at_rest = True

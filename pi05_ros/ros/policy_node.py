@@ -28,6 +28,7 @@ from pi05_ros.ros.supervised_node import SupervisedNode
 from pi05_ros.runtime.chunking import NON_FINITE
 from pi05_ros.runtime.inference_loop import Delivery
 from pi05_ros.runtime.policy import Policy
+from pi05_ros.runtime.trajectory import JointTrajectoryPlan
 from pi05_ros.runtime.worker import Worker
 
 WATCHDOG_PERIOD_S = 0.05
@@ -58,6 +59,7 @@ class PolicyNode(SupervisedNode):
         self._values = parameters.snapshot(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._take_parameters)
+        self._left: tuple[list[str], JointTrajectoryPlan | None] = ([], None)  # by the last configuration: joints, plan
         self.diagnostics = Diagnostics(self)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still must not stop the watchdog
         self.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
@@ -74,6 +76,7 @@ class PolicyNode(SupervisedNode):
         with ExitStack() as undo:  # undoes what was made if a later step fails
             self.parts = build(self, self._load_policy, hooks, undo)
             self._undo_configure = undo.pop_all()
+        self.parts.motion.resume(*self._left)
 
     def activate(self) -> None:
         assert self.parts is not None
@@ -100,6 +103,7 @@ class PolicyNode(SupervisedNode):
         self._undo_configure.close()
         self._empty_outbox()
         if parts is not None:
+            self._left = parts.motion.joints, parts.commands.last
             parts.mailbox.clear()
             self.diagnostics.counted += parts.counts()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -84,13 +84,26 @@ class Commanded:
     def clear(self) -> None:
         self._plans.clear()
 
-    def at(self, time_ns: int) -> np.ndarray | None:
-        """Positions [J] by the newest trajectory of then; None if nobody knows. Up to where a trajectory begins the one
-        before goes on."""
+    def shift(self, by_ns: int) -> None:
+        """The clock was set by so much."""
+        for _ in range(len(self._plans)):
+            published_ns, plan = self._plans.popleft()
+            moved = replace(plan, stamp_ns=plan.stamp_ns + by_ns,
+                            rests_until_ns=plan.rests_until_ns and plan.rests_until_ns + by_ns)
+            self._plans.append((published_ns + by_ns, moved))
+
+    def running(self, time_ns: int) -> JointTrajectoryPlan | None:
+        """The newest trajectory of then that says where the robot was; None if nobody knows. Up to where a trajectory
+        begins the one before goes on."""
         for published_ns, plan in reversed(self._plans):
             if max(published_ns, plan.known_from_ns) <= time_ns:
-                return plan.at(time_ns)[0]
+                return plan
         return None
+
+    def at(self, time_ns: int) -> np.ndarray | None:
+        """Positions [J] commanded at a time."""
+        plan = self.running(time_ns)
+        return None if plan is None else plan.at(time_ns)[0]
 
 
 def hermite(t: float, span: float, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,

@@ -253,3 +253,19 @@ def test_parameters_that_contradict_each_other_at_the_start_are_refused(executor
     executor.add_node(node)
     assert node.trigger_configure().name == "FAILURE"
     assert "stop_time_s, command_lead_s and max_committed_s: expected" in capfd.readouterr().err
+
+
+def test_a_node_configured_anew_knows_that_the_robot_still_brakes(active, robot):
+    """It would start from rest where the robot was measured, and carry it beyond a limit."""
+    robot.set_parameter("stop_time_s", 0.9)
+    robot.next_trajectory()
+    active.trigger_deactivate()
+    hold = active.parts.commands.last
+    assert len(hold.times_s) == 1 and hold.end_ns > robot.now_ns()
+    for transition in ("cleanup", "configure"):
+        assert getattr(active, f"trigger_{transition}")().name == "SUCCESS"
+    assert active.parts.commands.last is hold
+    active.trigger_cleanup()
+    active.set_parameters([Parameter("robot", value="droid_jointpos")])
+    active.trigger_configure()
+    assert active.parts.commands.last is None  # another robot's

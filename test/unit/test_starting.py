@@ -112,3 +112,36 @@ def test_commands_do_not_run_away_from_a_blocked_robot_however_often_they_are_ma
         commanded.add(now, running)
         away.append(running.positions[0, 0])
     assert 0.3 < max(away) < LIMITS.velocity[0] * (0.2 + (age_ms + 60) / 1000)  # stop_time_s, and until it is seen
+
+
+def test_a_hold_before_a_trajectory_begins_brakes_from_the_one_that_still_runs():
+    """Near a limit, where braking from rest at the new one's first point would overshoot."""
+    line = np.stack([0.55 + np.arange(40) * 0.02, np.zeros(40)], axis=1)
+    running, commanded, controller = along(line), Commanded(), JointIntegrator(line[0])
+    controller.execute(running, NOW - 90_000_000)
+    commanded.add(NOW - 90_000_000, running)
+    again = NOW + 115_000_000
+    newer = plan_chunk(replace(chunk(np.full((60, 2), 0.8)), stamp_ns=again - 10**7), LIMITS,
+                       measured(running.at(again)[0], again), again, CommandLimits(), running)
+    now = again + 2_000_000  # its first point lies 18 ms ahead
+    controller.execute(newer, again)
+    commanded.add(again, newer)
+    assert newer.known_from_ns > now and commanded.running(now) is running
+    hold = plan_hold(commanded.running(now), None, now, LIMITS, 0.2)
+    np.testing.assert_allclose(hold.at(now), controller.at(now), atol=1e-9)
+    controller.execute(hold, now)
+    motion = [controller.at(now + us * 1000) for us in range(0, 400_000, 500)]
+    assert max(position[0] for position, _ in motion) <= LIMITS.upper[0] + 1e-9
+    assert all((np.abs(velocity) <= LIMITS.velocity).all() for _, velocity in motion)
+    moved = [position[0] for position, _ in motion]
+    assert (np.diff(moved) > -1e-9).all()  # it never turns back
+
+
+def test_what_was_commanded_moves_with_the_clock():
+    line = np.stack([np.arange(40) * 0.01, np.zeros(40)], axis=1)
+    commanded = Commanded()
+    commanded.add(NOW - 10**8, along(line))
+    before = commanded.at(NOW)
+    commanded.shift(-10**9)
+    assert commanded.at(NOW - 2 * 10**9) is None
+    np.testing.assert_allclose(commanded.at(NOW - 10**9), before)
