@@ -18,7 +18,7 @@ PLAIN = (("vision_tower.encoder.", ""), ("vision_tower.", ""), ("language_model.
          ("layers.", "layer"), ("self_attn", "attention"), ("_proj", ""), ("layer_norm1", "attention_norm"),
          ("layer_norm2", "mlp_norm"), ("input_layernorm", "attention_norm"), ("post_attention_layernorm", "mlp_norm"))
 PRODUCTS = ("MatMul", "Gemm", "Conv")
-FIRST_OF_STEP = "action_in_proj"
+ENDS = ("action_in_proj", "action_out_proj")
 
 
 def module_path(node: ir.Node) -> str:
@@ -33,7 +33,7 @@ def module_path(node: ir.Node) -> str:
 
 def readable(path: str) -> str:
     """`language_model.layers.3.self_attn.q_proj` -> `layer3/attention/q`."""
-    if path.startswith("action_") and path.endswith("_proj"):  # the model's own ends, not a part of attention
+    if path in ENDS:  # their `_proj` is no part of attention
         return path
     for old, new in PLAIN:
         path = path.replace(old, new)
@@ -48,7 +48,7 @@ def rename(model: ir.Model, graph: str) -> None:
     for node in model.graph:
         path = module_path(node)
         product = node.op_type in PRODUCTS and any(weight_of(value) for value in node.inputs)
-        step += product and path == FIRST_OF_STEP
+        step += product and path == ENDS[0]
         base = "/".join(part for part in (graph, f"step{max(step, 0)}" if graph == "loop" else "", readable(path))
                         if part)
         name = base if product and path else f"{base}/{node.op_type}"
