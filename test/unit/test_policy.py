@@ -132,7 +132,7 @@ def test_backends_are_chosen_by_name_and_per_stage():
 
 
 @pytest.mark.parametrize(("choice", "says"), [
-    ("fast", "no backend 'fast'"), ("vision=tensorrt", "no backend 'tensorrt'"),
+    ("fast", "no backend 'fast'"), ("vision=openvino", "no backend 'openvino'"),
     ("sight=eager", "expected stages among"),
 ])
 def test_a_backend_that_is_not_there_is_refused_by_name(choice, says):
