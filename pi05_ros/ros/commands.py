@@ -44,12 +44,16 @@ class Commands:
             raise ObservationError("trajectory", expected="positions inside the joints' limits, or on the way back to "
                                    "them", received=f"{plan.positions.min():.6g} to {plan.positions.max():.6g}",
                                    way_out="Report this: it should have been found before.", cause=NON_FINITE)
-        self.last, failed = plan, None  # the last one even if a controller cannot be reached: the others run it
+        failed: Exception | None = None
+        self.last = plan  # the last one even if a controller cannot be reached: the others run it
         for publisher, names, columns in self._controllers:
             try:
                 publisher.publish(trajectory_cdr(plan, names, columns))
-            except Exception as error:
-                failed = failed or error
+            except Exception as error:  # the others must hear it first; the caller logs it, with those that follow
+                if failed is None:
+                    failed = error
+                else:
+                    failed.add_note(f"and for {', '.join(names)}: {error!r}")
         if failed is not None:
             raise failed
 

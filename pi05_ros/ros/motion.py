@@ -56,7 +56,7 @@ class Motion:
         """
         try:
             published_ns, plan = self._execute(delivery)
-        except Exception:
+        except Exception:  # whatever it was, the chunk is not executed; raised again
             self._joining.interrupted()
             raise
         self._joining.published(delivery.chunk, published_ns, plan.late_s)

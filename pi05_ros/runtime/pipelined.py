@@ -117,7 +117,7 @@ class Pipeline:
                 made: Any = forward.vision()
                 features = slot.keep(forward.prefix(made) if self.boundary == "prefix" else made)
                 return PendingChunk(request, timer, forward, slot, features, self._front.mark(), self.back)
-        except BaseException:
+        except BaseException:  # a slot that is not given back would be missed for good; raised again
             self._slots.give_back(slot)
             raise
 

@@ -84,7 +84,7 @@ class PolicyUnderTest:
                     raise WorkerError(transition, expected="to succeed", received="a refusal",
                                       way_out="The policy node's log above says why.")
             self._until_it_answers()
-        except BaseException:
+        except BaseException:  # also an interrupt: where __enter__ fails nobody calls __exit__, processes would stay
             self.close()
             raise
         return self

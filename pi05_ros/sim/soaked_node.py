@@ -37,7 +37,7 @@ class InlineWorker:
         done: Future = Future()
         try:
             done.set_result(job())
-        except Exception as error:
+        except Exception as error:  # as the worker does: it belongs to who waits for the job
             done.set_exception(error)
         return done
 

@@ -118,7 +118,7 @@ def _write(path: Path, contents: Any) -> None:
             os.fsync(stream.fileno())
             os.chmod(stream.name, 0o644)
             os.replace(stream.name, path)
-        except BaseException:
+        except BaseException:  # an interrupt too leaves no half file behind; whoever asked hears of it
             with contextlib.suppress(OSError):
                 os.unlink(stream.name)
             raise
