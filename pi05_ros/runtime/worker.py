@@ -71,7 +71,8 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """From the moment a failure is known; the thread itself may take seconds to print it and end."""
+        return self.failure is None and self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -79,7 +79,7 @@ def test_a_message_cut_short_is_refused():
 def test_compressed_cameras_are_decoded_side_by_side():
     from concurrent.futures import ThreadPoolExecutor
 
-    together = threading.Barrier(3, timeout=20)  # broken if one waits for another
+    together = threading.Barrier(3, timeout=60)  # broken if one waits for another
 
     def decode(picture, camera):
         together.wait()

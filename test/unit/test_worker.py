@@ -15,7 +15,7 @@ from pi05_ros.runtime.trigger import LoopSettings
 from pi05_ros.runtime.worker import Worker
 from pi05_ros.schema import ActionChunk, Observation
 
-TIMEOUT = 10  # seconds until a test that hangs fails
+TIMEOUT = 60  # seconds until a test that hangs fails
 
 
 class ScriptedPolicy:
@@ -202,3 +202,13 @@ def test_a_thread_that_ended_says_what_ended_it():
     worker.repeat(lambda: 1 / 0, lambda: None)
     worker._thread.join(TIMEOUT)
     assert not worker.alive and isinstance(worker.failure, ZeroDivisionError)
+
+
+def test_a_thread_that_failed_counts_as_ended_while_it_still_prints_why(monkeypatch):
+    printing, printed = threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: (printing.set(), printed.wait(TIMEOUT)))
+    worker = Worker()
+    worker.repeat(lambda: 1 / 0, lambda: None)
+    assert printing.wait(TIMEOUT) and worker._thread.is_alive() and not worker.alive
+    printed.set()
+    worker._thread.join(TIMEOUT)
