@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -67,8 +67,9 @@ class StageSet:
     expert: Stages
     config: Pi05Config
     device: torch.device
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # stage -> backend
     quantisation: Quantisation | None = None
+    runs: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_choice(choice: str) -> dict[str, str]:
@@ -106,7 +107,8 @@ def build(choice: str, source: WeightSource, device: str | torch.device = "cpu",
         module = importlib.import_module(BACKENDS[name])
         built[name] = module.build(stages, source, device, dtype, resize, on_progress)
     return StageSet(**{stage: built[name] for stage, name in chosen.items()}, config=source.config, device=device,
-                    names=chosen, quantisation=source.quantisation)
+                    names=chosen, quantisation=source.quantisation,
+                    runs={layer: how for one in built.values() for layer, how in getattr(one, "runs", {}).items()})
 
 
 def check_device(device: str | torch.device) -> torch.device:
