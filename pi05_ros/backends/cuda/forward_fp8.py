@@ -1,4 +1,4 @@
-"""The stages of forward.py where layers are in FP8, on one screen. A product takes bfloat16 or e4m3, as its weights are.
+"""The stages of forward.py where layers are in FP8, on one screen. A product takes e4m3 or bfloat16, as its layer.
 
 What writes a product's input rounds it: norm, activation, or a pass of its own behind attention. Attention, residual
 and norms are as wide as in forward.py; products end in bfloat16 and the next norm adds them to the residual.
