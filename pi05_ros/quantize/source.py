@@ -11,6 +11,7 @@ from torch import Tensor
 from pi05_ros.config import Pi05Config
 from pi05_ros.model.pi05 import Pi05
 from pi05_ros.model.quant_config import Quantisation
+from pi05_ros.model.quantised_linear import QuantisedLinear
 from pi05_ros.model.weights import WeightSource, openpi_name
 from pi05_ros.quantize import ptq
 from pi05_ros.quantize.calibration import Statistics
@@ -26,13 +27,18 @@ class QuantisedSource:
     tensors: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, source: WeightSource, model: Pi05, recipe: Recipe, statistics: Statistics) -> QuantisedSource:
+    def calibrated(cls, source: WeightSource, model: Pi05, recipe: Recipe, statistics: Statistics) -> QuantisedSource:
         """`model` has the weights of `source`; `statistics` are its calibration."""
         chosen = assign(recipe, linear_names(model))
         layers = ptq.quantise(model, chosen, ptq.maxima(model, chosen, statistics))
+        return cls.of(source, layers, ptq.described(recipe, layers, "in memory", statistics.made))
+
+    @classmethod
+    def of(cls, source: WeightSource, layers: Mapping[str, QuantisedLinear],
+           quantisation: Quantisation) -> QuantisedSource:
         tensors = {f"{openpi_name(name)}.{leaf}": parameter.detach() for name, layer in layers.items()
                    for leaf, parameter in layer.named_parameters() if leaf != "bias"}
-        return cls(source, ptq.described(recipe, layers, "in memory", statistics.made), tensors)
+        return cls(source, quantisation, tensors)
 
     @property
     def config(self) -> Pi05Config:

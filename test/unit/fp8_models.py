@@ -46,4 +46,4 @@ def small_source(recipe, config=SMALL):
     """Random weights with outlier channels, calibrated on two observations, quantised in memory."""
     source = OutlierSource(RecipeSource(config), 32.0)
     model = load(source)
-    return QuantisedSource.of(source, model, RECIPES[recipe], calibrate(model, synthetic(config, 2, 1), {}, 1))
+    return QuantisedSource.calibrated(source, model, RECIPES[recipe], calibrate(model, synthetic(config, 2, 1), {}, 1))

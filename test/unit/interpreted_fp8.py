@@ -28,8 +28,8 @@ CPU, ALL = torch.device("cpu"), ["vision", "prefix", "expert"]
 
 
 def repair_the_interpreter():
-    """Its conversion to e4m3 loses the carry of a mantissa rounded up, the one to bfloat16 cuts off, and its products take
-    bfloat16 for integers."""
+    """Its conversion to e4m3 loses the carry of a mantissa rounded up, the one to bfloat16 cuts off, and its products
+    take bfloat16 for integers."""
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
     def converted(x, source, target, mode):

@@ -90,7 +90,7 @@ def change(source, name, leaf, value):
 
 
 @pytest.mark.parametrize(("name", "leaf", "value", "message"), [
-    ("language_model.layers.1.mlp.up_proj", "input_scale", lambda t: 2 * t, "layers.1.mlp.gate_proj, which has the same"),
+    ("language_model.layers.1.mlp.up_proj", "input_scale", lambda t: 2 * t, "1.mlp.gate_proj, which has the same"),
     ("language_model.layers.0.self_attn.v_proj", "input_scale", lambda t: t / 2, "q_proj, which has the same input"),
     ("vision_tower.encoder.layers.1.mlp.fc2", "input_scale", lambda t: t * float("nan"), "finite number above 0"),
     ("language_model.layers.0.mlp.down_proj", "weight_scale", lambda t: -t, "finite number above 0"),
@@ -132,7 +132,8 @@ def test_the_embedding_stays_on_the_host_for_quantised_models_and_where_there_is
     needed = checks.bytes_needed(FULL, STAGES)
     runs = how_layers_run(described(FULL, "fp8_mlp"), FULL, STAGES)
     assert not checks.embedding_on_host(FULL, STAGES, {}, needed)
-    assert checks.embedding_on_host(FULL, STAGES, {}, needed - 1) and checks.embedding_on_host(FULL, STAGES, runs, needed)
+    assert checks.embedding_on_host(FULL, STAGES, {}, needed - 1)
+    assert checks.embedding_on_host(FULL, STAGES, runs, needed)
     with pytest.raises(BackendError, match="6.5 GB free"):
         checks.embedding_on_host(FULL, STAGES, {}, needed - 2 * 10**9)
     with pytest.raises(BackendError, match="GPU memory"):  # no embedding among the stages: nothing to be saved
