@@ -20,7 +20,7 @@ from pi05_ros.quantize.recipes import Recipe, assign, linear_names
 
 @dataclass(frozen=True)
 class QuantisedSource:
-    """A `WeightSource`: `source` but for `tensors`, by openpi's names: weights in low precision and scales."""
+    """A `WeightSource`: `source` but for `tensors`, by openpi's names: low weights and scales, held on the host."""
 
     source: WeightSource
     quantisation: Quantisation
@@ -36,7 +36,7 @@ class QuantisedSource:
     @classmethod
     def of(cls, source: WeightSource, layers: Mapping[str, QuantisedLinear],
            quantisation: Quantisation) -> QuantisedSource:
-        tensors = {f"{openpi_name(name)}.{leaf}": parameter.detach() for name, layer in layers.items()
+        tensors = {f"{openpi_name(name)}.{leaf}": parameter.detach().cpu() for name, layer in layers.items()
                    for leaf, parameter in layer.named_parameters() if leaf != "bias"}
         return cls(source, quantisation, tensors)
 
