@@ -26,7 +26,7 @@ PROMOTE = 4  # steps between additions to float32 sums; 0: none, and tiles of tw
 
 def fits_hopper(features: int, inner: int, device: torch.device, promote: int = PROMOTE) -> bool:
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return hopper and features % 128 == 0 and inner % (STEP * max(1, promote)) == 0
+    return hopper and features % 128 == 0 and inner % (STEP * max(1, promote)) == 0 and inner >= 2 * STEP
 
 
 def defines(features: int, inner: int, tile: int, promote: int) -> dict[str, int]:
