@@ -7,6 +7,7 @@ Stage names: `images` (stage 0), `vision`, `prefix`, `expert`. One backend may r
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -70,6 +71,10 @@ class StageSet:
     names: Mapping[str, str]  # stage -> backend
     quantisation: Quantisation | None = None
     runs: Mapping[str, str] = field(default_factory=dict)
+
+    def how_layers_run(self) -> str:
+        """In words: `51 layers FP8`; nothing where no backend says it."""
+        return ", ".join(f"{count} layers {how}" for how, count in Counter(self.runs.values()).items())
 
 
 def parse_choice(choice: str) -> dict[str, str]:

@@ -149,4 +149,5 @@ def test_eager_is_asked_nothing_and_a_hybrid_tells_what_each_of_its_backends_doe
     from pi05_ros.backends import eager
 
     monkeypatch.setattr(eager.EagerStages, "runs", {"a": IN_FP8}, raising=False)
-    assert base.build("eager", source, "cpu", "float32").runs == {"a": IN_FP8}
+    built = base.build("eager", source, "cpu", "float32")
+    assert built.runs == {"a": IN_FP8} and built.how_layers_run() == "1 layers FP8"
