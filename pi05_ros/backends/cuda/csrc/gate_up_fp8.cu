@@ -3,9 +3,10 @@
 //
 // All as there, with 128 e4m3 where there were 64 bfloat16: tiles, ring, pairs of blocks, the lag. What differs:
 // the tensor cores add FP8 products to about 14 bits, so every PROMOTE steps (of 128) their sums go into float32 ones,
-// under the other warpgroup's products; 0: never, which leaves registers for tiles of twice the rows. And two lanes
+// under the other warpgroup's products; 0: never, which leaves registers for tiles of more rows. And two lanes
 // exchange what they have of one row, since two features make the 16 bits that shared memory is written in.
-// Defines: as there, ROWS at most 128 with PROMOTE, K a multiple of 128 (and of 128 PROMOTE). Launch: 384 threads, clusters of 2.
+// Defines: as there, ROWS at most 200 with PROMOTE, K from 256 on, a multiple of 128 (and of 128 PROMOTE). Launch: 384 threads,
+// clusters of 2.
 // Compiled and disassembled; has not run on a GPU yet.
 #include "wgmma.cuh"
 

@@ -21,12 +21,17 @@ from pi05_ros.backends.cuda.shapes import row_tile
 from pi05_ros.backends.cuda.tma import TensorMap
 
 STEP = 128  # of K at a time
-PROMOTE = 4  # steps between additions to float32 sums; 0: none, and tiles of twice the rows
+PROMOTE = 4  # steps between additions to float32 sums; 0: none, and higher tiles
 
 
 def fits_hopper(features: int, inner: int, device: torch.device, promote: int = PROMOTE) -> bool:
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
     return hopper and features % 128 == 0 and inner % (STEP * max(1, promote)) == 0 and inner >= 2 * STEP
+
+
+def tile_rows(rows: int, promote: int) -> int:
+    """As high as registers allow: 232 a thread, half a tile's rows for the tensor cores, as many for float32 sums."""
+    return row_tile(rows, 200 if promote else 256)
 
 
 def defines(features: int, inner: int, tile: int, promote: int) -> dict[str, int]:
@@ -52,7 +57,7 @@ def gated_product_fp8(x: Tensor, layer: Fp8GateUp, gate_up: Tensor, out: Tensor,
     (rows, inner), features = x.shape, out.shape[1]
     if portable or not fits_hopper(features, inner, x.device, promote):
         return glu_to_fp8(raw_product(x, layer.weight, gate_up), layer.factors, out)
-    tile = row_tile(rows, 128 if promote else 256)
+    tile = tile_rows(rows, promote)
     kernel, processors = _kernel(features, inner, tile, promote, x.device)
     blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
     # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]
