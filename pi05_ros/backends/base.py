@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -70,7 +70,12 @@ class StageSet:
     device: torch.device
     names: Mapping[str, str]  # stage -> backend
     quantisation: Quantisation | None = None
-    runs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """Quantised layer -> how its products run, as the backends of the stages say now (`Stages`)."""
+        stages = {id(one): one for one in (self.images, self.vision, self.prefix, self.expert)}
+        return {layer: how for one in stages.values() for layer, how in getattr(one, "runs", {}).items()}
 
     def how_layers_run(self) -> str:
         """In words: `51 layers FP8`; nothing where no backend says it."""
@@ -112,8 +117,7 @@ def build(choice: str, source: WeightSource, device: str | torch.device = "cpu",
         module = importlib.import_module(BACKENDS[name])
         built[name] = module.build(stages, source, device, dtype, resize, on_progress)
     return StageSet(**{stage: built[name] for stage, name in chosen.items()}, config=source.config, device=device,
-                    names=chosen, quantisation=source.quantisation,
-                    runs={layer: how for one in built.values() for layer, how in getattr(one, "runs", {}).items()})
+                    names=chosen, quantisation=source.quantisation)
 
 
 def check_device(device: str | torch.device) -> torch.device:

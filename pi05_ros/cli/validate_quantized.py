@@ -2,8 +2,8 @@
 that they are two models: that the weights of every quantised layer differ, and that the quantised products ran.
 
 With --backend the quantised model is run by that backend, and compared stage by stage; how its layers ran is the
-backend's own word, on a GPU beside a profile of its kernels. A layer that it multiplies in a wider form fails, and so
-do actions that are further off than 1.5 times those of eager.
+backend's own word, on a GPU beside a profile of its kernels. A layer that it does not multiply in FP8 fails, and so do
+actions that are further off than 1.5 times those of eager.
 
 Without QUANTIZED the recipe is applied in memory (--recipe), to random weights too: with --outliers they have the few
 large channels of trained models. --episodes also counts successes on the simulated arm, the same episodes and noise
@@ -162,7 +162,7 @@ def report(args: argparse.Namespace, recipe: Recipe, quantisation: Quantisation,
              Gate("largest relative error of the actions", found.largest("actions"), max_error),
              Gate("largest 1 - cosine of the actions", found.largest("actions", "one_minus_cosine"), 1 - min_cosine)]
     if backend:
-        gates += [Gate("quantised layers that ran in a wider form", float(len(found.wider)), 0.0),
+        gates += [Gate("quantised layers that were not multiplied in FP8", float(len(found.wider)), 0.0),
                   Gate("largest relative error of the actions over eager's",
                        found.largest("actions") / eager.largest("actions"), OVER_EAGER)]
     if success:

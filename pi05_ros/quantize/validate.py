@@ -55,7 +55,7 @@ class Comparison:
     runs: Counter[str] = field(default_factory=Counter)
     idle: list[str] = field(default_factory=list)  # quantised layers that should have run and did not
     unchanged: list[str] = field(default_factory=list)  # quantised layers whose weights are the reference's
-    wider: list[str] = field(default_factory=list)  # layers that a backend multiplies in a wider form than the recipe's
+    wider: list[str] = field(default_factory=list)  # layers that a backend does not multiply in FP8
 
     @property
     def worst_layer(self) -> str:

@@ -1,7 +1,8 @@
 """A backend that runs a quantised model, against the model before quantisation: what `validate.compare` says of eager.
 
 Each stage alone, on the reference's own input to it, and the whole forward. How layers ran is the backend's own word
-(`StageSet.runs`): layers it does not name did not run, and those it multiplies in a wider form are named.
+(`StageSet.runs`): layers it does not name did not run, and those that it simulates or multiplies in a wider form are
+named.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ def compare_backend(reference: Pi05, built: StageSet, samples: Sequence[Sample],
         raise CheckpointError("validation", expected="a backend with a quantised model", received="one without",
                               way_out="Give the output of `pi05 quantize`, or --recipe.")
     unread = unread_layers(reference.config)
-    found = replace(eager, stages={stage: [] for stage in STAGES}, steps=[], runs=Counter(built.runs.values()),
-                    idle=[name for name in built.quantisation.layers if name not in built.runs and name not in unread],
-                    wider=[name for name, how in built.runs.items() if how != LOW])
+    found = replace(eager, stages={stage: [] for stage in STAGES}, steps=[])
     for done, sample in enumerate(samples):
         _compare_one(reference, built, sample, num_steps, resize, found)
         if on_progress:
             on_progress(done + 1, len(samples))
+    runs = built.runs  # now that they have run
+    found.runs = Counter(runs.values())
+    found.idle = [name for name in built.quantisation.layers if name not in runs and name not in unread]
+    found.wider = [name for name, how in runs.items() if how != LOW]
     return found
 
 

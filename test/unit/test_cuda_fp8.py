@@ -144,10 +144,10 @@ def test_an_embedding_on_the_host_is_the_same_embedding(source):
     assert torch.equal(pack(source, True)[0].prefix.embedding, pack(source)[0].prefix.embedding)
 
 
-def test_eager_is_asked_nothing_and_a_hybrid_tells_what_each_of_its_backends_does(source, monkeypatch):
+def test_a_hybrid_tells_what_each_of_its_backends_does(source, monkeypatch):
     assert base.build("eager", source, "cpu", "float32").runs == {}
     from pi05_ros.backends import eager
 
-    monkeypatch.setattr(eager.EagerStages, "runs", {"a": IN_FP8}, raising=False)
+    monkeypatch.setattr(eager.EagerStages, "runs", {"a": IN_FP8})
     built = base.build("eager", source, "cpu", "float32")
     assert built.runs == {"a": IN_FP8} and built.how_layers_run() == "1 layers FP8"

@@ -65,7 +65,7 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES, staging = shared + OUT + group * OUT_BYTES;
     int thread = threadIdx.x & 127, lane = thread & 31, odd = lane / 4 & 1, stage = 0, phase = 0;
     // A lane holds feature lane / 4 of rows 2c and 2c + 1 of 8, c = lane % 4; with its partner's, it stores two features
-    // of one of them, at chunk 16 of its 32 bytes in the 32-byte swizzle.
+    // of one of them. Rows are 32 bytes, in the 32-byte swizzle: of rows 4 to 7 of 8 the halves change places.
     int row_of = lane % 4 * 2 + odd;
     u32 to = staging + row_of * 32 + ((thread / 32 * 8 + (lane / 4 & 6)) ^ (row_of / 4 << 4));
     float gate = factors[0], up = factors[1], over = 1.0f / factors[2];
