@@ -97,7 +97,7 @@ def test_products_of_the_library(rows, inner, features, merged, fast):
     scale = scale_of(x) * scale_of(weight) * (1 + torch.rand(1, features if merged else 1, device=DEVICE))
     bias = torch.randn(features, device=DEVICE).to(BF16)
     out = fp8_product(low_x, Fp8Linear(low_w, torch.ones(1), scale, bias), fast)
-    right = (low_x.double() @ low_w.double().T) * scale.double() + bias.double()
+    right = (low_x.float().double() @ low_w.float().double().T) * scale.double() + bias.double()
     error = relative_error(out, right)
     print(f"{rows} x {inner} x {features}, merged {merged}, fast {fast}: {error:.2e}")
     assert error < (2e-2 if fast else 4e-3)
