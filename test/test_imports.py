@@ -39,6 +39,7 @@ ALLOWED = {
     "bag": f"{BELOW} {ROS} rosbags mcap mcap_ros2",
     "train": f"{BELOW} sentencepiece",
     "benchmark": BELOW,
+    "benchmark.recipes": f"{BELOW} benchmark quantize",
     "benchmark.end_to_end": f"{BELOW} benchmark {ROS}",
     "quantize": BELOW,
     "quantize.modelopt": f"{BELOW} quantize modelopt",

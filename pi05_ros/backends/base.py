@@ -7,6 +7,7 @@ Stage names: `images` (stage 0), `vision`, `prefix`, `expert`. One backend may r
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -67,8 +68,18 @@ class StageSet:
     expert: Stages
     config: Pi05Config
     device: torch.device
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # stage -> backend
     quantisation: Quantisation | None = None
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """Quantised layer -> how its products run, as the backends of the stages say now (`Stages`)."""
+        stages = {id(one): one for one in (self.images, self.vision, self.prefix, self.expert)}
+        return {layer: how for one in stages.values() for layer, how in getattr(one, "runs", {}).items()}
+
+    def how_layers_run(self) -> str:
+        """In words: `51 layers FP8`; nothing where no backend says it."""
+        return ", ".join(f"{count} layers {how}" for how, count in Counter(self.runs.values()).items())
 
 
 def parse_choice(choice: str) -> dict[str, str]:

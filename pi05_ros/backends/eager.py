@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pi05_ros.model import weights
 from pi05_ros.model.pi05 import Pi05, PrefixCache
+from pi05_ros.model.quantised_linear import quantised_linears
 from pi05_ros.schema import Guidance
 
 
@@ -23,6 +24,12 @@ class EagerStages:
 
     def prepare_images(self, frames: Sequence[np.ndarray | None]) -> Tensor:
         return self.model.prepare_images(frames, self.device, self.resize)
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """Of the quantised layers that have run: in FP8, or at least once simulated."""
+        return {name: "FP8" if set(layer.calls) == {"tensor cores"} else "simulated"
+                for name, layer in quantised_linears(self.model).items() if layer.calls}
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 Each backend is first built alone, for its memory, with nothing else on the device; then all are built and timed in
 turns (`order` says how), so that clocks and heat treat them alike. `--backends` are names separated by commas; stages
-of one choice are joined by `+`: `eager,cuda,vision=cuda+prefix=cuda`. Targets hold for the last backend named.
+of one choice are joined by `+`: `eager,cuda,vision=cuda+prefix=cuda`. `cuda@fp8_mlp` is the model quantised by that
+recipe, in memory; its floors are those of its precisions. Targets hold for the last backend named.
 
 JSON: rows, each as `latency` gives them (backend, shape, median_ms, p99_ms, floor_ms, gap, p99_ratio, error, repeats,
-memory); runs, order, horizon, seed.
+ran: how many quantised layers run how, memory); runs, order, horizon, seed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pi05_ros.errors import ConfigError
 
 COLUMNS = ("shape", "backend", "images ms", *(f"{stage} ms" for stage in TIMED_STAGES), "total ms", "p99 ms",
            "floor ms", "gap", "allocated GB", "reserved GB", "error", "repeats")
+FLOORS = ("shape", "backend", *TIMED_STAGES, "total", "quantised layers")
 
 
 def run(setting: Setting, backends: Sequence[str], shapes: Sequence[Shape], runs: int, seed: int,
@@ -31,9 +33,16 @@ def run(setting: Setting, backends: Sequence[str], shapes: Sequence[Shape], runs
               for gate in targets.gates(row, list(shapes).index(row.shape))]
     horizon = setting.config.action_horizon
     title = f"{setting.dtype}, horizon {horizon}, medians of {runs} runs; shape is cameras/tokens/steps"
-    return Findings([Table(title, COLUMNS, [_cells(row) for row in rows])],
+    return Findings([Table(title, COLUMNS, [_cells(row) for row in rows]),
+                     Table("floors, ms, and the gap to them", FLOORS, [_floors(row) for row in rows])],
                     {"rows": [row.as_data() for row in rows], "runs": runs, "order": ORDER, "horizon": horizon,
                      "seed": seed}, gates, [f"order: {ORDER}"])
+
+
+def _floors(row: Row) -> tuple[str, ...]:
+    ran = ", ".join(f"{count} {how}" for how, count in row.ran.items())
+    floors = ((row.floors_ms[part], row.times[part].median) for part in (*TIMED_STAGES, "total"))
+    return str(row.shape), row.backend, *(f"{floor:.2f} ({gap(median, floor)})" for floor, median in floors), ran or "-"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pi05_ros.benchmark.clock import Times, in_turns
 from pi05_ros.benchmark.error import relative_error, run_stages
 from pi05_ros.benchmark.findings import Gate
 from pi05_ros.benchmark.inputs import BenchmarkInputs, Shape, random_inputs
+from pi05_ros.benchmark.recipes import error_limit
 from pi05_ros.benchmark.setting import Memory, Setting, read_memory, release, start_memory
 from pi05_ros.errors import ConfigError
 from pi05_ros.model.images import to_unit
@@ -24,7 +26,8 @@ TIMED_STAGES = ("vision", "prefix", "expert")  # what `total` is made of, and it
 
 @dataclass(frozen=True)
 class Row:
-    """One backend at one shape. error: of the actions, relative to float32 eager; repeats: bit for bit."""
+    """One backend at one shape. error: of the actions, relative to float32 eager; repeats: bit for bit; ran: how many
+    quantised layers the backend runs how."""
 
     backend: str
     shape: Shape
@@ -33,6 +36,7 @@ class Row:
     memory: Memory | None
     error: float
     repeats: bool
+    ran: dict[str, int] = field(default_factory=dict)
 
     @property
     def p99_ratio(self) -> float:
@@ -43,7 +47,7 @@ class Row:
                 "median_ms": {name: t.median for name, t in self.times.items()},
                 "p99_ms": {name: t.p99 for name, t in self.times.items()}, "floor_ms": self.floors_ms,
                 "gap": {name: t.median / self.floors_ms[name] for name, t in self.times.items()},
-                "p99_ratio": self.p99_ratio, "error": self.error, "repeats": self.repeats,
+                "p99_ratio": self.p99_ratio, "error": self.error, "repeats": self.repeats, "ran": self.ran,
                 "memory": None if self.memory is None else asdict(self.memory)}
 
 
@@ -78,7 +82,7 @@ class Targets:
 def sound(row: Row, dtype: str) -> list[Gate]:
     """What must hold of every backend: small error, bit-identical repeats."""
     where = f"{row.backend} {row.shape}"
-    return [Gate(f"{where}: relative error", row.error, error.ERROR_LIMITS[dtype]),
+    return [Gate(f"{where}: relative error", row.error, error_limit(row.backend, dtype)),
             Gate(f"{where}: repeats that differ", float(not row.repeats), 0.0)]
 
 
@@ -126,12 +130,13 @@ def measure(setting: Setting, choices: Sequence[str], shapes: Sequence[Shape], r
     for shape in shapes:
         first = {choice: run_stages(built[choice], inputs[shape], shape.steps) for choice in choices}
         times = _times(setting, built, choices, inputs[shape], shape, runs)
-        floors = {stage: work.floor_ms(setting.ceiling) for stage, work in setting.work(shape).items()}
-        floors["total"] = sum(floors[stage] for stage in TIMED_STAGES)
         for choice in choices:
+            floors = {stage: work.floor_ms(setting.ceiling) for stage, work in setting.work(shape, choice).items()}
+            floors["total"] = sum(floors[stage] for stage in TIMED_STAGES)
             again = run_stages(built[choice], inputs[shape], shape.steps)
             rows.append(Row(choice, shape, times[choice], floors, memory[choice],
-                            relative_error(first[choice], actions[shape]), torch.equal(first[choice], again)))
+                            relative_error(first[choice], actions[shape]), torch.equal(first[choice], again),
+                            dict(Counter(built[choice].runs.values()))))
     return rows
 
 

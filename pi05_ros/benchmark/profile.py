@@ -43,13 +43,13 @@ def run(setting: Setting, backend: str, shape: Shape, runs: int, seed: int) -> F
     works = parts(setting.build(backend), inputs, shape.steps)
     with setting.watch("measuring") as update:
         times = in_turns({stage: works[stage] for stage in TIMED_STAGES}, setting.device, runs, update)
-    products = stage_products(setting.config, shape, setting.bytes_per_weight)
+    products = stage_products(setting.config, shape, setting.bytes_per_weight, setting.source_of(backend).quantisation)
     stages: dict[str, Any] = {}
     with setting.watch("profiling") as update:
         for done, stage in enumerate(TIMED_STAGES):
             kernels = record(works[stage], setting.device, runs)
             median, busy = times[stage].median, busy_us(kernels) / runs / 1e3
-            floor = setting.work(shape)[stage].floor_ms(setting.ceiling)
+            floor = setting.work(shape, backend)[stage].floor_ms(setting.ceiling)
             stages[stage] = {"median_ms": median, "busy_ms": busy, "idle_ms": median - busy, "floor_ms": floor,
                              "gap": median / floor, "kernels": by_name(kernels, runs),
                              "products": [_product(p, setting) for p in products[stage]]}
@@ -106,7 +106,8 @@ def busy_us(kernels: Iterable[Kernel]) -> float:
 
 def _product(product, setting: Setting) -> dict[str, Any]:
     floor_us = 1e3 * product.work.floor_ms(setting.ceiling)
-    return {"name": product.name, "shape": product.shape, "calls": product.calls, "flop": product.work.flop,
+    flop = product.work.flop + product.work.flop_fp8
+    return {"name": product.name, "shape": product.shape, "calls": product.calls, "flop": flop,
             "bytes": product.work.bytes, "bound": product.work.bound(setting.ceiling), "floor_us_per_call": floor_us,
             "floor_us": product.calls * floor_us}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -19,6 +19,7 @@ from pi05_ros import __version__
 from pi05_ros.backends import base
 from pi05_ros.benchmark.ceiling import Ceiling, measure_ceiling
 from pi05_ros.benchmark.inputs import Shape
+from pi05_ros.benchmark.recipes import split_choice
 from pi05_ros.benchmark.work import Work, stage_work
 from pi05_ros.config import Pi05Config
 from pi05_ros.model.quant_config import Quantisation
@@ -37,6 +38,7 @@ class Setting:
     dtype: str
     ceiling: Ceiling
     watch: Watch
+    quantised: Mapping[str, WeightSource] = field(default_factory=dict)  # by recipe (recipes.py)
 
     @property
     def config(self) -> Pi05Config:
@@ -44,11 +46,17 @@ class Setting:
 
     def build(self, choice: str, dtype: str | None = None) -> base.StageSet:
         """The backend with the weights loaded, in this setting's dtype unless another is given."""
+        backend, _ = split_choice(choice)
         with self.watch(f"loading {choice} {dtype or self.dtype}") as update:
-            return base.build(choice, self.source, self.device, dtype or self.dtype, on_progress=update)
+            return base.build(backend, self.source_of(choice), self.device, dtype or self.dtype, on_progress=update)
 
-    def work(self, shape: Shape) -> dict[str, Work]:
-        return stage_work(self.config, shape, self.bytes_per_weight)
+    def source_of(self, choice: str) -> WeightSource:
+        """The weights, or for `cuda@fp8` those quantised by that recipe."""
+        _, recipe = split_choice(choice)
+        return self.quantised[recipe] if recipe else self.source
+
+    def work(self, shape: Shape, choice: str) -> dict[str, Work]:
+        return stage_work(self.config, shape, self.bytes_per_weight, self.source_of(choice).quantisation)
 
     @property
     def bytes_per_weight(self) -> int:

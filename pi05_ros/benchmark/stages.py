@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pi05_ros.benchmark.clock import ORDER, in_turns
-from pi05_ros.benchmark.error import ERROR_LIMITS, StageTruth, stage_errors, truth
+from pi05_ros.benchmark.error import StageTruth, stage_errors, truth
 from pi05_ros.benchmark.findings import Findings, Gate, Table, gap
 from pi05_ros.benchmark.inputs import Shape, random_inputs
 from pi05_ros.benchmark.latency import describe_memory
 from pi05_ros.benchmark.measure import parts
+from pi05_ros.benchmark.recipes import error_limit
 from pi05_ros.benchmark.setting import Setting, read_memory, start_memory
 
 COLUMNS = ("stage", "GFLOP", "MB", "bound by", "floor ms", "median ms", "gap", "p99 ms", "error")
@@ -35,7 +36,7 @@ def run(setting: Setting, backend: str, shape: Shape, runs: int, seed: int) -> F
     memory = read_memory(setting.device, held)
     by_stage = {**errors, "prefix": max(errors["keys"], errors["values"])}
     found, rows = {}, []
-    for name, work in setting.work(shape).items():
+    for name, work in setting.work(shape, backend).items():
         t, floor = times[name], work.floor_ms(setting.ceiling)
         found[name] = {"median_ms": t.median, "p99_ms": t.p99, "flop": work.flop, "bytes": work.bytes,
                        "upload_bytes": work.upload, "bound": work.bound(setting.ceiling), "floor_ms": floor,
@@ -48,5 +49,5 @@ def run(setting: Setting, backend: str, shape: Shape, runs: int, seed: int) -> F
         [Table(title, COLUMNS, rows)],
         {"stages": found, "errors": errors, "memory": None if memory is None else asdict(memory), "backend": backend,
          "shape": asdict(shape), "runs": runs, "order": ORDER, "horizon": horizon, "seed": seed},
-        [Gate(f"{name}: relative error", value, ERROR_LIMITS[setting.dtype]) for name, value in errors.items()],
+        [Gate(f"{name}: relative error", value, error_limit(backend, setting.dtype)) for name, value in errors.items()],
         ["errors: " + ", ".join(f"{name} {value:.1e}" for name, value in errors.items()), describe_memory(memory)])

@@ -36,6 +36,7 @@ MODES = {"latency": "time of one backend at one shape, with memory and error", "
          "profile": "where the time goes, kernel by kernel",
          "pipeline": "chunks in overlap against one after the other",
          "end-to-end": "the real node between real sensors"}
+RECIPES_TOO = ("latency", "stages", "compare", "profile")  # modes in which a backend may be `cuda@fp8`
 RUNS = {"latency": 100, "stages": 100, "compare": 100, "profile": 20}
 
 
@@ -61,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         mode.add_argument("--runs", type=positive, default=RUNS[name], help="timed runs (default: %(default)s)")
         if name == "compare":
             mode.add_argument("--backends", default="eager,cuda", metavar="LIST",
-                              help="separated by commas; stages of one joined by + (default: eager,cuda)")
+                              help="separated by commas; stages of one joined by +; cuda@fp8: quantised by that "
+                              "recipe (default: eager,cuda)")
             mode.add_argument("--cases", metavar="LIST", help="CAMERAS/TOKENS/STEPS,... or 'standard' for 3/200/10,"
                               "2/48/10,3/200/3, instead of one shape")
         if name in ("latency", "compare"):
@@ -108,12 +110,13 @@ def run(args: argparse.Namespace) -> Report:
         from pi05_ros.benchmark.setting import environment
 
         return _report(_end_to_end(args), {"mode": args.mode, "environment": environment(check_device(args.device))})
+    from pi05_ros.benchmark.recipes import with_recipes
     from pi05_ros.benchmark.setting import make_setting
 
     device = check_device(args.device)
     source = weight_source(args, device)
     measure = _plan(args, source.config, device)  # refuses wrong use before anything is measured
-    setting = make_setting(source, device, args.dtype, progress)
+    setting = with_recipes(make_setting(source, device, args.dtype, progress), _choices(args))
     console.print(setting.headline(), highlight=False)
     return _report(measure(setting), {"mode": args.mode, **setting.summary()})
 
@@ -151,10 +154,11 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
     from pi05_ros.benchmark import accuracy, compare, latency, pipeline, profile, stages
     from pi05_ros.benchmark.inputs import Shape, check_shape
     from pi05_ros.benchmark.measure import Targets
+    from pi05_ros.benchmark.recipes import split_choice
 
-    backends = compare.parse_backends(args.backends) if args.mode == "compare" else [args.backend]
+    backends = _choices(args)
     for choice in backends:
-        parse_choice(choice)
+        (split_choice if args.mode in RECIPES_TOO else parse_choice)(choice)
     if args.mode == "accuracy":
         horizons = accuracy.HORIZONS if args.horizon is None else (args.horizon,)
         return partial(accuracy.run, backend=args.backend, count=args.inputs, horizons=horizons, seed=args.seed)
@@ -182,6 +186,12 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
         profile.require_gpu(device)
     mode = stages if args.mode == "stages" else profile
     return partial(mode.run, backend=args.backend, shape=shapes[0], runs=args.runs, seed=args.seed)
+
+
+def _choices(args: argparse.Namespace) -> list[str]:
+    from pi05_ros.benchmark.compare import parse_backends
+
+    return parse_backends(args.backends) if args.mode == "compare" else [args.backend]
 
 
 def _documentation(mode: str) -> str | None:

@@ -55,6 +55,7 @@ class Comparison:
     runs: Counter[str] = field(default_factory=Counter)
     idle: list[str] = field(default_factory=list)  # quantised layers that should have run and did not
     unchanged: list[str] = field(default_factory=list)  # quantised layers whose weights are the reference's
+    wider: list[str] = field(default_factory=list)  # layers that a backend does not multiply in FP8
 
     @property
     def worst_layer(self) -> str:
@@ -68,7 +69,7 @@ class Comparison:
         return {"stages": {stage: [asdict(one) for one in found] for stage, found in self.stages.items()},
                 "steps": [[asdict(one) for one in observation] for observation in self.steps],
                 "layers": {name: asdict(one) for name, one in self.layers.items()}, "worst_layer": self.worst_layer,
-                "runs": dict(self.runs), "idle": self.idle, "unchanged": self.unchanged,
+                "runs": dict(self.runs), "idle": self.idle, "unchanged": self.unchanged, "wider": self.wider,
                 "simulated": bool(self.runs["simulated"])}
 
 

@@ -135,7 +135,8 @@ class Policy:
         backend = names.pop() if len(names) == 1 else ", ".join(f"{s}={b}" for s, b in self.stages.names.items())
         return (f"{self.config.kind}, {self.config.prefix.depth} layers of width {self.config.prefix.width}, "
                 f"horizon {self.config.action_horizon}, backend {backend} on {self.stages.device}"
-                + (f", {quantised.summary()}" if (quantised := self.stages.quantisation) else ""))
+                + (f", {quantised.summary()}" if (quantised := self.stages.quantisation) else "")
+                + (f"; here {runs}" if (runs := self.stages.how_layers_run()) else ""))
 
     def infer(self, observation: Observation, num_steps: int = 10, seed: int | None = None,
               chunk_index: int | None = None, noise: np.ndarray | None = None,

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from fp8_models import described
 
 from pi05_ros.benchmark import accuracy, clock, compare, profile
 from pi05_ros.benchmark.ceiling import Ceiling
@@ -11,10 +12,11 @@ from pi05_ros.benchmark.error import relative_error
 from pi05_ros.benchmark.findings import Gate
 from pi05_ros.benchmark.inputs import STANDARD_SHAPES, Shape
 from pi05_ros.benchmark.profile import Kernel
+from pi05_ros.benchmark.recipes import split_choice
 from pi05_ros.benchmark.setting import AtHorizon
 from pi05_ros.benchmark.work import Work, stage_products, stage_work
 from pi05_ros.config import Pi05Config, tiny_config
-from pi05_ros.errors import ConfigError
+from pi05_ros.errors import BackendError, ConfigError
 from pi05_ros.model.recipe import RecipeSource
 from pi05_ros.model.weights import load, parameter_counts
 
@@ -41,6 +43,28 @@ def test_work_of_a_stage_is_the_sum_of_its_products():
     shape = Shape(2, 48, 10)
     for stage, products in stage_products(tiny_config(), shape, 4).items():
         assert stage_work(tiny_config(), shape, 4)[stage].flop == sum(p.calls * p.work.flop for p in products)
+
+
+@pytest.mark.parametrize(("recipe", "floors"), [("fp8_mlp", {"vision": 0.84, "prefix": 2.83, "expert": 1.50}),
+                                                ("fp8", {"vision": 0.47, "prefix": 2.65, "expert": 0.77})])
+def test_floors_of_a_recipe_are_those_of_its_precisions(recipe, floors):
+    """On the ceilings measured on an H200, at 3 cameras, 200 tokens, 10 steps."""
+    h200, shape = Ceiling(4.26e12, 783e12, fp8_flop_per_s=1461e12), Shape(3, 200, 10)
+    work = stage_work(Pi05Config(), shape, 2, described(Pi05Config(), recipe))
+    assert {stage: work[stage].floor_ms(h200) for stage in floors} == pytest.approx(floors, abs=0.01)
+    assert work["prefix"].bound(h200) == "compute" and work["expert"].bound(h200) == "memory"
+    whole = stage_work(Pi05Config(), shape, 2)["prefix"].flop
+    assert work["prefix"].flop + work["prefix"].flop_fp8 == pytest.approx(whole)
+    slow = Ceiling(4.26e12, 783e12)  # no FP8: its products take as long as the others
+    assert work["prefix"].limits_ms(slow)["compute"] == pytest.approx(1e3 * whole / 783e12)
+
+
+@pytest.mark.parametrize("wrong", ["cuda@", "cuda@int8", "cpu@fp8"])
+def test_unknown_recipes_and_backends_are_refused(wrong):
+    assert split_choice("vision=cuda,prefix=cuda@fp8") == ("vision=cuda,prefix=cuda", "fp8")
+    assert split_choice("cuda") == ("cuda", "")
+    with pytest.raises((BackendError, ConfigError)):
+        split_choice(wrong)
 
 
 def test_the_slowest_resource_sets_the_floor():

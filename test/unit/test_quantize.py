@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_episodes import TOY, one_thread, record  # noqa: F401 (one_thread is a fixture)
 
-from pi05_ros.backends.cuda import checks
+from pi05_ros.backends.cuda.quantised import check_quantisation
 from pi05_ros.cli.main import main
 from pi05_ros.config import tiny_config
 from pi05_ros.errors import BackendError, CheckpointError, ConfigError
@@ -208,8 +208,7 @@ def test_without_its_quant_config_it_is_refused_and_no_other_backend_takes_it(wr
     with pytest.raises(CheckpointError, match="quant_config.json"):
         open_checkpoint(tmp_path, action_horizon=4)
     with pytest.raises(BackendError, match="simulated"):
-        checks.check_quantisation(open_checkpoint(written[0]).quantisation)
-    checks.check_quantisation(None)
+        check_quantisation(open_checkpoint(written[0]).quantisation, CONFIG, ["vision", "prefix", "expert"], (9, 0))
 
 
 def test_a_checkpoint_keeps_its_files_and_a_policy_says_how_it_runs(tmp_path):

@@ -129,6 +129,30 @@ def test_the_command_judges_by_gates(capsys):
     assert [gate["name"] for gate in failed] == ["largest relative error of the actions"]
 
 
+def test_a_backend_is_judged_by_its_own_word_and_its_own_actions(capsys, monkeypatch):
+    """One that does not say how layers ran fails, and one that says it multiplies some of them in a wider form."""
+    from pi05_ros.backends.eager import EagerStages
+
+    words, mlps = [*WORDS, "--backend", "prefix=eager"], [
+        name for name in assign(RECIPES["fp8_mlp"], linear_names(load(RecipeSource(tiny_config()))))
+        if not name.startswith("language_model.layers.2.")]  # nobody reads the last layer's
+
+    def failed():
+        assert main(words) in (0, 1)
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report["backend"] == "prefix=eager" and all(len(of) == 1 for of in report["stages"].values())
+        return {gate["name"]: gate["value"] for gate in report["gates"] if not gate["ok"]}, report["runs"]
+
+    simulated = "quantised layers that were not multiplied in FP8"
+    assert failed() == ({simulated: len(mlps)}, {"simulated": len(mlps)})  # eager, on a CPU
+    monkeypatch.setattr(EagerStages, "runs", {})
+    assert failed() == ({"quantised layers that did not run": len(mlps)}, {})
+    monkeypatch.setattr(EagerStages, "runs", dict.fromkeys(mlps, "FP8"))
+    assert failed() == ({}, {"FP8": len(mlps)})
+    EagerStages.runs[mlps[0]] = "bfloat16, weights from FP8"
+    assert failed()[0] == {simulated: 1}
+
+
 def test_the_command_fails_where_nothing_was_quantised(monkeypatch):
     """A Linear that calls itself quantised and multiplies as before fails, however small its error."""
     monkeypatch.setattr(QuantisedLinear, "forward", lambda self, x: x @ self.dequantised().T.to(x.dtype))

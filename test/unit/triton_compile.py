@@ -7,12 +7,13 @@ candidates: PYTHONPATH=. python test/unit/triton_compile.py
 from contextlib import contextmanager
 from functools import partial
 
+import fp8_models
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from pi05_ros.backends.cuda import forward, packing, shapes, tilings
+from pi05_ros.backends.cuda import forward, forward_fp8, packing, quantised, shapes, tilings
 from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.config import Pi05Config
@@ -87,6 +88,22 @@ def compile_forward(gpu, choice):
         flow_step.start(noise, mask(config.prefix_len), b.x_t, b.expert_valid, b.counters)
         forward.denoising_step(w.expert, b, choice, 0)
         forward.guide(b, 0)
+    return shared
+
+
+def compile_fp8_forward(gpu, choice):
+    """The same of vision and prefix in FP8, whose products are the library's."""
+    source = fp8_models.MetaSource(MetaSource.config, "fp8")
+    runs = quantised.how_layers_run(source.quantisation, source.config, ["vision", "prefix"])
+    w = packing.pack(source, META, ["vision", "prefix"], low=list(runs))
+    b, config, scaled_mm = shapes.allocate(source.config, META), source.config, torch._scaled_mm
+    torch._scaled_mm = lambda a, b, out=None, **_: a.new_empty(len(a), b.shape[1], dtype=torch.bfloat16)
+    try:
+        with compiling_for(gpu) as shared:
+            forward_fp8.vision(w.vision, b, config, config.num_cameras)
+            forward_fp8.prefix(w.prefix, b, choice, config, config.prefix_len)
+    finally:
+        torch._scaled_mm = scaled_mm
     return shared
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.cuda.quantised import IN_FP8
 from pi05_ros.backends.cuda.shapes import table_bytes
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import BackendError
-from pi05_ros.model.quant_config import Quantisation
-from pi05_ros.model.weights import STAGE_MODULES, expected_shapes, openpi_name, target_dtype
+from pi05_ros.model.weights import EMBEDDING, STAGE_MODULES, expected_shapes, openpi_name, target_dtype
 from pi05_ros.schema import Guidance
 
 # Beside weights and tables: cuBLAS workspaces, graphs, the kernels' code, temporaries of the modulation tables, the
 # allocator's slack. 0.53 GB on an H200 after 50 steps, 0.34 of it in PyTorch's hands; the CUDA context is there before.
 WORKSPACE_BYTES = 550 * 10**6
+FP8_WORKSPACE_BYTES = 100 * 10**6  # more, for the library's FP8 products and what they return; not yet measured
+UNQUANTISED: Mapping[str, str] = MappingProxyType({})
+log = logging.getLogger(__name__)
 
 
 def check_request(config: Pi05Config, stages: list[str], device: torch.device, dtype: str) -> None:
@@ -33,14 +39,6 @@ def check_request(config: Pi05Config, stages: list[str], device: torch.device, d
         raise BackendError("backend 'cuda'", expected="dtype bfloat16", received=str(dtype),
                            way_out="Use dtype bfloat16, or backend 'eager' for float32.")
     check_model(config, stages)
-
-
-def check_quantisation(quantisation: Quantisation | None) -> None:
-    """Its kernels multiply bfloat16; a checkpoint in low precision never runs here as if it were that."""
-    if quantisation is not None:
-        raise BackendError("backend 'cuda'", expected="weights in bfloat16 or float32",
-                           received=f"a quantised checkpoint ({quantisation.summary()})",
-                           way_out="Use backend 'eager', which runs it or simulates it, or the checkpoint before it.")
 
 
 def check_libraries() -> None:
@@ -64,32 +62,59 @@ def check_model(config: Pi05Config, stages: list[str]) -> None:
                            received=str(dim), way_out="Use backend 'eager' for this model.")
 
 
-def bytes_needed(config: Pi05Config, stages: list[str]) -> int:
-    """Weights of the stages, static buffers, workspace."""
-    return weight_bytes(config, stages) + table_bytes(config) + WORKSPACE_BYTES
+def bytes_needed(config: Pi05Config, stages: list[str], runs: Mapping[str, str] = UNQUANTISED,
+                 host_embedding: bool = False) -> int:
+    """Weights of the stages, static buffers, workspace. `runs`: how quantised layers run (quantised.py)."""
+    workspace = WORKSPACE_BYTES + FP8_WORKSPACE_BYTES * (IN_FP8 in runs.values())
+    return weight_bytes(config, stages, runs, host_embedding) + table_bytes(config) + workspace
 
 
-def weight_bytes(config: Pi05Config, stages: list[str]) -> int:
+def weight_bytes(config: Pi05Config, stages: list[str], runs: Mapping[str, str] = UNQUANTISED,
+                 host_embedding: bool = False) -> int:
     """At most: adaRMS layers count as float32, though a checkpoint that has them in bfloat16 keeps them so."""
+    low = {openpi_name(layer) for layer, how in runs.items() if how == IN_FP8}
     starts = tuple(openpi_name(module) for stage in stages for module in STAGE_MODULES[stage])
     last = openpi_name(f"language_model.layers.{config.prefix.depth - 1}.")
     vision = tuple(openpi_name(module) for module in STAGE_MODULES["vision"])
 
+    fp8_vision = any(name.startswith(vision) for name in low)
+
     def size(name: str) -> int:  # bytes a number; the vision stage's norms are in its products (packing.Affine)
+        if name.removesuffix(".weight") in low:
+            return 1
+        if name == EMBEDDING and host_embedding:
+            return 0
+        if fp8_vision and ".layers." in name:  # of FP8 they are beside them
+            return 4 if "norm" in name else 2
         if not name.startswith(vision) or "embedding" in name:
             return target_dtype(name, torch.bfloat16).itemsize
         return 0 if "norm" in name else 2 + 8 * name.endswith(".bias")
 
-    return sum(shape.numel() * size(name) for name, shape in expected_shapes(config).items()
+    def scales(name: str, shape: torch.Size) -> int:  # float32, of merged layers one an output
+        return 4 * (shape[0] + 4) if name.removesuffix(".weight") in low else 0
+
+    return sum(shape.numel() * size(name) + scales(name, shape) for name, shape in expected_shapes(config).items()
                if name.startswith(starts) and (not name.startswith(last) or "k_proj" in name or "v_proj" in name))
 
 
-def check_memory(config: Pi05Config, stages: list[str], device: torch.device) -> None:
-    needed = bytes_needed(config, stages)
+def check_memory(config: Pi05Config, stages: list[str], device: torch.device, runs: Mapping[str, str]) -> bool:
+    """Whether the token embedding is to stay on the host: for a quantised model, which is there to be small, and where
+    the GPU would have no room for it. Raises BackendError where there is no room even so."""
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return embedding_on_host(config, stages, runs, free)
+
+
+def embedding_on_host(config: Pi05Config, stages: list[str], runs: Mapping[str, str], free: int) -> bool:
+    """`free`: bytes of the GPU's memory."""
+    on_host = bool(runs) or free < bytes_needed(config, stages, runs)
+    needed = bytes_needed(config, stages, runs, on_host)
     if free < needed:
         raise BackendError("GPU memory", expected=f"{needed / 1e9:.1f} GB free", received=f"{free / 1e9:.1f} GB",
                            way_out="Close other programs on the GPU, or run some stages elsewhere (vision=...).")
+    if on_host and "prefix" in stages:
+        log.info("the token embedding stays in pinned host memory: %.2f GB less on the GPU",
+                 (bytes_needed(config, stages, runs) - needed) / 1e9)
+    return on_host
 
 
 def check_cameras(cameras: int, most: int) -> None:

@@ -7,8 +7,10 @@ prefix layer keeps only k and v.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +26,10 @@ from pi05_ros.model.weights import (
     openpi_name,
 )
 
+if TYPE_CHECKING:
+    from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8VisionWeights
+
+ONE = torch.Size([1])
 Take = Callable[[str], Tensor]  # our parameter name to the tensor on the device, in the source's dtype
 
 
@@ -101,17 +107,20 @@ class ExpertWeights:
 class Packed:
     """Only the stages asked for."""
 
-    vision: VisionWeights | None
-    prefix: PrefixWeights | None
+    vision: VisionWeights | Fp8VisionWeights | None
+    prefix: PrefixWeights | Fp8PrefixWeights | None
     expert: ExpertWeights | None
 
 
 def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_progress: Progress | None = None,
-         clusters: int = 0) -> Packed:
+         clusters: int = 0, low: Collection[str] = (), host_embedding: bool = False) -> Packed:
     """Read each weight of `stages` once; at no time is there a second copy of more than one layer.
 
-    `clusters`: the expert's layers for the persistent kernel on that many, 0 for the portable kernels.
+    `clusters`: the expert's layers for the persistent kernel on that many, 0 for the portable kernels. `low`: layers
+    that run in FP8 (quantised.py). `host_embedding`: the token embedding stays in pinned host memory.
     """
+    from pi05_ros.backends.cuda import packing_fp8  # which builds on this file
+
     shapes, stages, config = expected_shapes(source.config), set(stages), source.config
     starts = tuple(openpi_name(m) for stage in stages for m in STAGE_MODULES[stage])
     total, done = sum(s.numel() for name, s in shapes.items() if name.startswith(starts)) if starts else 0, 0
@@ -119,21 +128,23 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_p
     def take(name: str) -> Tensor:
         nonlocal done
         theirs = openpi_name(name)
-        tensor = source.get(theirs, shapes[theirs], device)
-        check_shape(theirs, tensor.shape, shapes[theirs])
+        shape = shapes.get(theirs, ONE)  # what the model does not have is a scale
+        tensor = source.get(theirs, shape, device)
+        check_shape(theirs, tensor.shape, shape)
         done += tensor.numel()
         if on_progress:
             on_progress(done, total)
         return tensor.to(device)
 
-    return Packed(vision=pack_vision(take, config) if "vision" in stages else None,
-                  prefix=pack_prefix(take, config) if "prefix" in stages else None,
+    vision = packing_fp8.pack_vision if packing_fp8.has_vision(low) else pack_vision
+    prefix = partial(packing_fp8.pack_prefix, low=low) if packing_fp8.has_prefix(low) else pack_prefix
+    return Packed(vision=vision(take, config) if "vision" in stages else None,
+                  prefix=prefix(take, config, pack_embedding(take, host_embedding)) if "prefix" in stages else None,
                   expert=pack_expert(take, config, device, clusters) if "expert" in stages else None)
 
 
 def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
-    def pair(name: str) -> tuple[Tensor, Tensor]:
-        return take(f"{name}.weight"), take(f"{name}.bias")
+    pair = partial(take_pair, take)
 
     def layer(i: int) -> VisionLayer:
         at = f"vision_tower.encoder.layers.{i}."
@@ -144,12 +155,25 @@ def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
         return VisionLayer(affine(*qkv, norm1), affine(*out), affine(*pair(at + "mlp.fc1"), norm2),
                            affine(*pair(at + "mlp.fc2"), padded=True))
 
+    patch, position = patch_embedding(take)
+    layers = [layer(i) for i in range(config.vision.depth)]
+    return VisionWeights(patch, position, layers, projector(take))
+
+
+def patch_embedding(take: Take) -> tuple[Tensor, Tensor]:
+    """`patch` and `position` of VisionWeights."""
     at = "vision_tower.embeddings."
     patch = take(at + "patch_embedding.weight").float().flatten(1).T.contiguous()
-    position = take(at + "position_embedding.weight").float() + take(at + "patch_embedding.bias").float()
-    layers = [layer(i) for i in range(config.vision.depth)]
-    norm = pair("vision_tower.post_layernorm")
-    return VisionWeights(patch, position, layers, affine(*pair("projector"), norm))
+    return patch, take(at + "position_embedding.weight").float() + take(at + "patch_embedding.bias").float()
+
+
+def projector(take: Take) -> Affine:
+    norm = take_pair(take, "vision_tower.post_layernorm")
+    return affine(*take_pair(take, "projector"), norm)
+
+
+def take_pair(take: Take, name: str) -> tuple[Tensor, Tensor]:
+    return take(f"{name}.weight"), take(f"{name}.bias")
 
 
 def affine(weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor] | None = None, padded: bool = False) -> Affine:
@@ -164,8 +188,16 @@ def affine(weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor] | None = No
     return Affine(room[:, :width], total.bfloat16(), table)
 
 
-def pack_prefix(take: Take, config: Pi05Config) -> PrefixWeights:
+def pack_embedding(take: Take, on_host: bool) -> Tensor:
+    """bfloat16 [vocabulary, W]; on the host in pinned memory, which kernels read over the bus, a row a token."""
     embedding = take("language_model.embed_tokens.weight").bfloat16()  # first: its copies are larger than a layer's
+    if not on_host:
+        return embedding
+    pinned = torch.empty(embedding.shape, dtype=embedding.dtype, pin_memory=torch.cuda.is_available())
+    return pinned.copy_(embedding)
+
+
+def pack_prefix(take: Take, config: Pi05Config, embedding: Tensor) -> PrefixWeights:
     last = config.prefix.depth - 1
     layers = [_gemma_layer(take, f"language_model.layers.{i}.", folded=True, only_kv=i == last)
               for i in range(last + 1)]
@@ -189,13 +221,7 @@ def pack_expert(take: Take, config: Pi05Config, device: torch.device, clusters: 
 
 def _gemma_layer(take: Take, at: str, folded: bool, only_kv: bool = False) -> GemmaLayerWeights:
     def stack(norm: str, *names: str) -> Tensor:
-        scale = 1.0 + take(f"{at}{norm}.weight").float() if folded else None
-
-        def part(name: str) -> Tensor:
-            weight = take(f"{at}{name}.weight")
-            return (weight if scale is None else weight * scale).bfloat16()
-
-        return torch.cat([part(name) for name in names])
+        return stacked(take, [at + name for name in names], at + norm if folded else None)
 
     attention = [f"self_attn.{n}_proj" for n in ("kv" if only_kv else "qkv")]
     qkv = stack("input_layernorm", *attention)
@@ -205,3 +231,18 @@ def _gemma_layer(take: Take, at: str, folded: bool, only_kv: bool = False) -> Ge
         qkv, take(f"{at}self_attn.o_proj.weight").bfloat16().contiguous(),
         stack("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj"),
         take(f"{at}mlp.down_proj.weight").bfloat16().contiguous())
+
+
+def stacked(take: Take, names: Sequence[str], norm: str | None) -> Tensor:
+    """Weights of `names` in one, bfloat16 [all outputs, in], with what the RMSNorm called `norm` multiplies with."""
+    scale = rms_scale(take, norm) if norm else None
+
+    def part(name: str) -> Tensor:
+        weight = take(f"{name}.weight")
+        return (weight if scale is None else weight * scale).bfloat16()
+
+    return torch.cat([part(name) for name in names])
+
+
+def rms_scale(take: Take, norm: str) -> Tensor:
+    return 1.0 + take(f"{norm}.weight").float()

@@ -6,20 +6,21 @@ What `prepare_images`, `encode_images` and `prefill` return is overwritten by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.cuda import checks, forward
+from pi05_ros.backends.cuda import checks, forward, forward_fp8
 from pi05_ros.backends.cuda.frames import FramePreparation
 from pi05_ros.backends.cuda.graphs import StageGraphs
 from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.kernels import guidance as guiding
 from pi05_ros.backends.cuda.modulation import step_tables
 from pi05_ros.backends.cuda.packing import Packed
+from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8VisionWeights
 from pi05_ros.backends.cuda.persistent import Persistent, denoise
 from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
 from pi05_ros.backends.cuda.tilings import Tilings
@@ -37,9 +38,10 @@ class CudaStages:
     overlaps = True  # each stage copies what it is given into buffers of its own
 
     def __init__(self, config: Pi05Config, weights: Packed, buffers: Buffers, tilings: Tilings, device: torch.device,
-                 resize: str, expert: Persistent | None = None) -> None:
+                 resize: str, expert: Persistent | None = None, runs: Mapping[str, str] | None = None) -> None:
         self.config, self.weights, self.buffers, self.device = config, weights, buffers, device
         self.tilings, self._persistent = tilings, expert  # the expert as one kernel, where asked for
+        self.runs = runs or {}
         self._frames = FramePreparation(buffers.pixels, resize)
         self._num_steps = 0  # whose tables the buffers hold
         self._graphs: dict[str, StageGraphs] = {}
@@ -54,13 +56,15 @@ class CudaStages:
         """Every graph of every stage that has weights; nothing is captured later."""
         w, b, t, config = self.weights, self.buffers, self.tilings, self.config
         if w.vision:
+            vision = (partial(forward_fp8.vision, w.vision, b, config) if isinstance(w.vision, Fp8VisionWeights)
+                      else partial(forward.vision, w.vision, b, config))
             counts = range(1, config.num_cameras + 1)
-            self._graphs["vision"] = StageGraphs(
-                [(n, partial(forward.vision, w.vision, b, config, n)) for n in counts], self.device)
+            self._graphs["vision"] = StageGraphs([(n, partial(vision, n)) for n in counts], self.device)
         if w.prefix:
-            buckets = all_buckets(config)
-            self._graphs["prefix"] = StageGraphs(
-                [(rows, partial(forward.prefix, w.prefix, b, t, config, rows)) for rows in buckets], self.device)
+            prefix = (partial(forward_fp8.prefix, w.prefix, b, t, config) if isinstance(w.prefix, Fp8PrefixWeights)
+                      else partial(forward.prefix, w.prefix, b, t, config))
+            self._graphs["prefix"] = StageGraphs([(rows, partial(prefix, rows)) for rows in all_buckets(config)],
+                                                 self.device)
         if w.expert and self._persistent:
             self._heads = w.expert.action_in.T.contiguous(), w.expert.action_out.T.contiguous()  # the graph's, too
             self._graphs["expert"] = StageGraphs(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.kernels import pair_product, prefix_attention, residual_product, suffix_attention
-from pi05_ros.backends.cuda.packing import GemmaLayerWeights, Packed, PrefixWeights
+from pi05_ros.backends.cuda.packing import GemmaLayerWeights, Packed
 from pi05_ros.backends.cuda.shapes import Buffers
 from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 from pi05_ros.config import Pi05Config
@@ -109,11 +109,11 @@ def workloads(weights: Packed, b: Buffers, config: Pi05Config) -> dict[str, Call
     if weights.expert and isinstance(weights.expert.layers, list):  # the persistent kernel has no choice
         works |= _expert_work(weights.expert.layers, b)
     if weights.prefix:
-        works |= _prefix_work(weights.prefix, b, config)
+        works |= _prefix_work(b, config)
     return works
 
 
-def _prefix_work(w: PrefixWeights, b: Buffers, config: Pi05Config) -> dict[str, Callable[[Tiles], None]]:
+def _prefix_work(b: Buffers, config: Pi05Config) -> dict[str, Callable[[Tiles], None]]:
     if prefix_attention.fits_hopper(len(b.prefix_qkv), config.prefix.head_dim, b.prefix_qkv.device):
         return {}  # a kernel that has no choice runs
 

@@ -11,28 +11,30 @@ from torch import Tensor
 
 from pi05_ros.errors import BackendError
 
-_BFLOAT16, _L2_256 = 9, 3  # the driver's enumerations
-_SWIZZLE = {64: 2, 128: 3}  # by bytes of a box's row
+_KINDS = {torch.bfloat16: 9, torch.float8_e4m3fn: 0}  # the driver's enumerations; FP8 as bytes
+_L2_256 = 3
+_SWIZZLE = {32: 1, 64: 2, 128: 3}  # by bytes of a box's row
 _BYTES, _ALIGNMENT = 128, 64
 
 
 class TensorMap:
-    """Boxes of a bfloat16 tensor, last dimension fastest; swizzled in shared memory, zeros beyond the tensor.
+    """Boxes of a bfloat16 or e4m3 tensor, last dimension fastest; swizzled in shared memory, zeros beyond the tensor.
 
-    A box is 32 or 64 wide in the last dimension. Holds the tensor's address: the tensor must stay where it is.
+    A box's rows are 32, 64 or 128 bytes. Holds the tensor's address: the tensor must stay where it is.
     """
 
     def __init__(self, tensor: Tensor, box: Sequence[int]) -> None:
         rank, width = tensor.dim(), box[-1] * tensor.element_size()
-        if tensor.dtype != torch.bfloat16 or tensor.stride(-1) != 1 or len(box) != rank or width not in _SWIZZLE:
-            raise BackendError("tensor map", expected="bfloat16, last dimension contiguous, a box 32 or 64 wide",
+        if tensor.dtype not in _KINDS or tensor.stride(-1) != 1 or len(box) != rank or width not in _SWIZZLE:
+            raise BackendError("tensor map", expected="bfloat16 or e4m3, last dimension contiguous, a box's rows "
+                               "32, 64 or 128 bytes",
                                received=f"{tuple(tensor.shape)} {tensor.dtype}, strides {tensor.stride()}, box {box}",
                                way_out="Report this, or use backend 'eager'.")
         self._memory = ctypes.create_string_buffer(_BYTES + _ALIGNMENT)
         self._address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
         strides = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
         status = _encode()(
-            ctypes.c_void_p(self._address), _BFLOAT16, rank, ctypes.c_void_p(tensor.data_ptr()),
+            ctypes.c_void_p(self._address), _KINDS[tensor.dtype], rank, ctypes.c_void_p(tensor.data_ptr()),
             (ctypes.c_uint64 * rank)(*reversed(tensor.shape)), (ctypes.c_uint64 * (rank - 1))(*reversed(strides)),
             (ctypes.c_uint32 * rank)(*reversed(box)), (ctypes.c_uint32 * rank)(*[1] * rank), 0, _SWIZZLE[width],
             _L2_256, 0)
