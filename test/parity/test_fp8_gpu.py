@@ -34,6 +34,13 @@ DEVICE, BF16 = torch.device("cuda"), torch.bfloat16
 BEYOND = 7.0  # what stands behind the rows that a kernel may write
 
 
+@pytest.fixture(scope="module", autouse=True)
+def asked_for():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PI05_FP8", "1")
+        yield
+
+
 def outliers(*shape, dtype=BF16):
     """A twentieth of the channels 32 times as large."""
     return (torch.randn(shape, device=DEVICE) * torch.where(torch.rand(shape[-1], device=DEVICE) < 0.05, 32.0, 1.0)
