@@ -67,6 +67,7 @@ def export_stages(source: WeightSource, directory: Path, stages: Iterable[str], 
         watch(f"{name}: tracing", 0, 1)
         model = onnx_model(program, options, onnx)
         written[name] = write(model, program, directory, options, onnx, watch)
+        del program, model  # before the next one's weights are loaded
     manifest = Manifest(stages=written, config=dataclasses.asdict(source.config), source=dict(origin),
                         opset=max(spec.opset for spec in written.values()), versions=versions())
     manifest.write(directory)
