@@ -64,7 +64,7 @@ setup(
         "bag": ["mcap>=1.6", "rosbags>=0.10.6", "zstandard>=0.22"],
         # PyTorch's CUDA build brings the first two; the last: temperature in /diagnostics
         "cuda": [f"triton>=3.2{X86_LINUX}", f"cuda-bindings>=12.9{X86_LINUX}", "nvidia-ml-py>=12.535"],
-        "export": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.7"],
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
         "tensorrt_rtx": [f"tensorrt-rtx-cu13>=1.7{X86_LINUX}"],
         "torch_tensorrt": [f"torch-tensorrt>=2.6{X86_LINUX}"],  # its minor version follows PyTorch's
@@ -75,7 +75,7 @@ setup(
             "mujoco>=3.1",
             "onnx>=1.18",
             "onnxruntime>=1.20",
-            "onnxscript>=0.5",
+            "onnxscript>=0.7",
             "psutil>=5.9",
             "pytest>=7.4",
             # Builds engines without a GPU: 96 MB to download.

@@ -1,4 +1,4 @@
-"""An export against float32 eager, graph by graph, on random or recorded observations; who runs the graphs is a `Run`."""
+"""An export against float32 eager, graph by graph, on random or recorded observations; a `Run` runs the graphs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _range(manifest: Manifest, graph: str, name: str) -> tuple[int, int]:
 
 
 def check(manifest: Manifest, source: WeightSource, observations: Sequence[Given]) -> None:
-    """Raises BackendError where `source` has other weights than the export, ConfigError for a shape it does not take."""
+    """Raises BackendError if `source` has other weights than the export, ConfigError for a shape it does not take."""
     if manifest.source.get("fingerprint") != fingerprint(source):
         raise BackendError("weights to compare with", expected=f"those of {manifest.source.get('checkpoint')}",
                            received="others", way_out="Give the --checkpoint, or --size, that was exported.")

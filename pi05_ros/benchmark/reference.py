@@ -1,14 +1,14 @@
 """What float32 eager makes of observations, stage by stage: one stage's weights are in memory at a time.
 
-Kept in a directory, it is made once for all exports of the same weights, and another machine can judge its engines by it:
+Kept in a directory, it is made once for all exports of the same weights, and another machine judges its engines by it:
 
-| file                                 | arrays                                                                           |
-|--------------------------------------|----------------------------------------------------------------------------------|
-| reference.json                       | fingerprint of weights, of float8 scales; horizon; observations [{name, steps}]  |
-| <k>.inputs.npz                       | pixels [N, 3, 224, 224], tokens int32 [T], noise [H, 32]                         |
-| <k>.vision.npz                       | image_tokens [I, W]                                                              |
-| <k>.prefix.npz                       | keys, values [L, G, P, head_dim]                                                 |
-| <k>.expert.npz                       | of n denoising steps: modulation_<n> [n, 2L+1, 3E], actions steps_<n> [H, 32]    |
+| file           | arrays                                                                                |
+|----------------|---------------------------------------------------------------------------------------|
+| reference.json | fingerprint of weights, of float8 scales; horizon; observations [{name, steps}]       |
+| <k>.inputs.npz | pixels [N, 3, 224, 224], tokens int32 [T], noise [H, 32]                              |
+| <k>.vision.npz | image_tokens [I, W]                                                                   |
+| <k>.prefix.npz | keys, values [L, G, P, head_dim]                                                      |
+| <k>.expert.npz | of n denoising steps: modulation_<n> [n, 2L+1, 3E], actions steps_<n> [H, 32]         |
 """
 
 from __future__ import annotations

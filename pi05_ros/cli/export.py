@@ -65,11 +65,13 @@ def run(args: argparse.Namespace) -> Report:
         {"graph": name, "file": spec.file, "bytes": spec.bytes, "nodes": spec.nodes, "opset": spec.opset,
          "dtype": spec.precision["dtype"], "quantisation": spec.precision["quantisation"]}
         for name, spec in manifest.stages.items()]
-    table(f"Written to {args.output}, peak memory {peak_memory_gb():.1f} GB", ("graph", "file", "MB", "nodes", "opset", "type", "quantised"),
+    table(f"Written to {args.output}, peak memory {peak_memory_gb():.1f} GB",
+          ("graph", "file", "MB", "nodes", "opset", "type", "quantised"),
           [(row["graph"], row["file"], f"{row['bytes'] / 1e6:.1f}", row["nodes"], row["opset"], row["dtype"],
             row["quantisation"]) for row in rows])
     return Report(ok=True, data={"output": str(args.output), "weights_hash": manifest.weights_hash,
-                                 "opset": manifest.opset, "graphs": rows, "peak_memory_gb": peak_memory_gb()})
+                                 "opset": manifest.opset, "graphs": rows,
+                                 "peak_memory_gb": peak_memory_gb()})
 
 
 def read_scales(path: Path | None) -> Any:

@@ -4,12 +4,13 @@
     pi05 validate my_export --checkpoint my_pi05 --observations bag:my_bag --robot arm6       # what the robot saw
     pi05 validate my_export --checkpoint my_pi05 --runner tensorrt     # its engines, on the machine with the GPU
 
-Eager runs first and stage by stage, then the graphs one by one: in memory is one stage, or one graph, at a time. What
-eager gave is kept in --reference DIR: other exports of the same weights, and other machines, are then judged without it.
+Eager runs first and stage by stage, then the graphs one by one: in memory is one stage, or one graph, at a time.
+What eager gave is kept in --reference DIR, so that other exports of the same weights, and engines on other machines,
+are judged without it.
 
 onnxruntime on a CPU has no bfloat16 arithmetic and no float8 worth the name: graphs of 16 bits are run as float32
-copies, so that what is checked is the graph and its rounded weights (--native: float16 as it is). The gate is --limit, by
-default 1e-4 for float32, 5e-3 for float16, 3e-2 for bfloat16; an export in float8 needs it given. With --scales the
+copies, so that what is checked is the graph and its rounded weights (--native: float16 as it is). The gate is --limit,
+by default 1e-4 for float32, 5e-3 for float16, 3e-2 for bfloat16; an export in float8 needs it given. With --scales the
 Linears of eager round to float8 too: what is left is the graph's own error.
 
 JSON: runner, limit, graphs {graph: worst relative error}, cases [{graph, output, case, error}], peak_memory_gb.
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="who runs the graphs (default: onnxruntime, on this CPU)")
     parser.add_argument("--native", action="store_true", help="onnxruntime: run float16 graphs in float16")
     parser.add_argument("--limit", type=positive_number, metavar="X", help="largest relative error that is no failure")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="keep there what eager gave, and read what is there")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="keep there what eager gave, or read it")
     parser.add_argument("--scales", type=Path, metavar="FILE", help="as for `pi05 export`: eager rounds to float8 too")
     group = parser.add_argument_group("observations")
     group.add_argument("--observations", default="random", metavar="WHAT",
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> Report:
             update(len(found), None)
     worst = {graph: max(one.error for one in found if one.graph == graph) for graph in {one.graph for one in found}}
     limits = {graph: args.limit or LIMITS[manifest.stages[graph].precision["dtype"]] for graph in worst}
-    table(f"{args.export} by {args.runner}, against float32 eager", ("observation", "graph", "output", "relative error"),
+    table(f"{args.export} by {args.runner}, against float32 eager", ("observation", "graph", "output", "error"),
           [(one.case, one.graph, one.output, f"{one.error:.2e}") for one in found])
     table(f"Peak memory {peak_memory_gb():.1f} GB", ("graph", "type", "worst relative error", "limit"),
           [(graph, manifest.stages[graph].precision["dtype"], f"{error:.2e}", f"{limits[graph]:.0e}")
