@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> Report:
                                  "peak_memory_gb": peak_memory_gb()})
 
 
-def read_scales(path: Path | None) -> Any:
-    """Module name to scales; none without a file."""
+def read_scales(path: Path | None, dtype: str = "float32") -> Any:
+    """Module name to scales, as a graph of `dtype` holds them; none without a file."""
     if path is None:
         return {}
     from pi05_ros.errors import BackendError
@@ -85,4 +85,4 @@ def read_scales(path: Path | None) -> Any:
     except ImportError as error:
         raise BackendError("export", expected="onnx and onnxscript", received=str(error),
                            way_out="Install them: pip install 'pi05_ros[export]'.") from error
-    return fp8.read_scales(path)
+    return fp8.as_stored(fp8.read_scales(path), dtype)

@@ -86,9 +86,10 @@ def run(args: argparse.Namespace) -> Report:
     source = weight_source(args, torch.device("cpu"))
     observations = _observations(args, manifest, source)
     check(manifest, source, observations)
+    scales = read_scales(args.scales, precisions[0]["dtype"])
     found = []
     with progress("comparing") as update:
-        references = make(source, observations, last_stage(manifest.stages), args.reference, read_scales(args.scales),
+        references = make(source, observations, last_stage(manifest.stages), args.reference, scales,
                           lambda what, done, total: update(done, total))
         run = open_runner(args.runner, args.export, "native" if args.native else "copy")
         for one in compare(manifest, references, run):

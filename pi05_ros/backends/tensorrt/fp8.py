@@ -126,6 +126,16 @@ def fake_quantise(x: Tensor, scale: Tensor) -> Tensor:
             * scale.float()).to(x.dtype)
 
 
+def as_stored(scales: Mapping[str, Scales], dtype: str) -> dict[str, Scales]:
+    """What a graph of type `dtype` (names.DTYPES) holds of them: scales are of its own type."""
+    kind = getattr(torch, dtype)
+
+    def rounded(array: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(array).to(kind).float().numpy()
+
+    return {name: Scales(rounded(given.weight), rounded(given.input)) for name, given in scales.items()}
+
+
 def fake_quantise_linears(model: nn.Module, scales: Mapping[str, Scales]) -> None:
     """Let the Linears of `scales` that are loaded multiply rounded weights and inputs, as their graph does."""
     for name, given in scales.items():
