@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> Report:
         for message in entry.report["messages"] if built else ():
             console.print(f"{name}: {message}", highlight=False, markup=False)
     table(f"Engines, peak memory {peak_memory_gb():.1f} GB",
-          ("graph", "MB", "build s", "products", "types seen of", "fell back", "memory MB"), (cells(row) for row in rows))
+          ("graph", "MB", "build s", "products", "types seen of", "fell back", "memory MB"),
+          (cells(row) for row in rows))
     if not here:
         console.print("Not loaded here, so not looked into: `pi05 engines --load` on the machine with the GPU does.")
     return Report(ok=True, data={"engines": rows, "flavour": api.flavour, "version": api.version, "gpu": gpu,

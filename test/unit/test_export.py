@@ -1,5 +1,6 @@
 """Every stage as ONNX, run by onnxruntime on the CPU, against eager; what the graphs are made of; what is refused."""
 
+import gc
 import json
 from collections import Counter
 from dataclasses import replace
@@ -11,9 +12,11 @@ for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason="needs the extra `export`")
 
 import onnx  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 from pi05_ros.backends.tensorrt.export import ExportOptions, export_stages  # noqa: E402
 from pi05_ros.backends.tensorrt.names import read_manifest  # noqa: E402
+from pi05_ros.backends.tensorrt.programs import stage_program  # noqa: E402
 from pi05_ros.benchmark import reference  # noqa: E402
 from pi05_ros.benchmark.exported import LIMITS, check, compare, draw_shapes, open_runner  # noqa: E402
 from pi05_ros.cli.main import main  # noqa: E402
@@ -112,6 +115,22 @@ def test_a_graph_of_other_weights_is_told_and_found(exported, tmp_path):
     lying = replace(manifest, source={"fingerprint": fingerprint(other)})
     found = judge(lying, RecipeSource(tiny_config(), seed=TINY.seed + 1), directory, (1, 3))
     assert min(one.error for one in found) > 0.05
+
+
+def test_one_graph_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    held = []
+
+    def load(*args):
+        gc.collect()
+        assert all(storage.expired() for storage in held)
+        program = stage_program(*args)
+        held[:] = [StorageWeakRef(parameter.untyped_storage()) for parameter in program.module.parameters()
+                   if not parameter.is_meta]
+        return program
+
+    monkeypatch.setattr("pi05_ros.backends.tensorrt.export.stage_program", load)
+    export(tmp_path, TINY, ("prefix", "vision", "expert"))
+    assert held
 
 
 def test_eager_is_kept_and_made_only_where_it_is_missing(tmp_path, monkeypatch):

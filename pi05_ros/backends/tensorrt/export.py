@@ -67,7 +67,8 @@ def export_stages(source: WeightSource, directory: Path, stages: Iterable[str], 
         watch(f"{name}: tracing", 0, 1)
         model = onnx_model(program, options, onnx)
         written[name] = write(model, program, directory, options, onnx, watch)
-        del program, model  # before the next one's weights are loaded
+        for parameter in program.module.parameters():  # onnxscript's rules keep the last graph that they saw
+            parameter.data = parameter.data.new_empty(0)
     manifest = Manifest(stages=written, config=dataclasses.asdict(source.config), source=dict(origin),
                         opset=max(spec.opset for spec in written.values()), versions=versions())
     manifest.write(directory)
