@@ -129,7 +129,7 @@ def test_one_graph_is_in_memory_at_a_time(tmp_path, monkeypatch):
         return program
 
     monkeypatch.setattr("pi05_ros.backends.tensorrt.export.stage_program", load)
-    export(tmp_path, TINY, ("prefix", "vision", "expert"))
+    export(tmp_path, TINY, ("vision", "prefix"))
     assert held
 
 
