@@ -65,7 +65,7 @@ setup(
         # PyTorch's CUDA build brings the first two; the last: temperature in /diagnostics
         "cuda": [f"triton>=3.2{X86_LINUX}", f"cuda-bindings>=12.9{X86_LINUX}", "nvidia-ml-py>=12.535"],
         "lerobot": ["av>=12", "pyarrow>=15"],  # data sets as calibration source
-        "export": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.7"],
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
         "tensorrt_rtx": [f"tensorrt-rtx-cu13>=1.7{X86_LINUX}"],
         "torch_tensorrt": [f"torch-tensorrt>=2.6{X86_LINUX}"],  # its minor version follows PyTorch's
@@ -77,7 +77,7 @@ setup(
             "mujoco>=3.1",
             "onnx>=1.18",
             "onnxruntime>=1.20",
-            "onnxscript>=0.5",
+            "onnxscript>=0.7",
             "psutil>=5.9",
             "pyarrow>=15",
             "pytest>=7.4",

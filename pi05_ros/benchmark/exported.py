@@ -1,20 +1,19 @@
-"""An export against float32 eager, graph by graph, on fresh random inputs; whoever runs the graphs is a `Run`."""
+"""An export against float32 eager, graph by graph, on random or recorded observations; a `Run` runs the graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pi05_ros.backends.tensorrt.names import Manifest
-from pi05_ros.config import Pi05Config
-from pi05_ros.errors import BackendError
-from pi05_ros.model import schedule, weights
+from pi05_ros.backends.tensorrt.names import GRAPHS, Manifest
+from pi05_ros.benchmark.reference import Given, Reference
+from pi05_ros.errors import BackendError, ConfigError
+from pi05_ros.model import schedule
 from pi05_ros.model.fingerprint import fingerprint
-from pi05_ros.model.pi05 import Pi05, PrefixCache
 from pi05_ros.model.weights import WeightSource
 
 Run = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # (graph, inputs by name) to outputs by name
@@ -22,12 +21,12 @@ Run = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # (graph
 LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 
 
-def open_runner(name: str, directory: Path) -> Run:
+def open_runner(name: str, directory: Path, float16: str = "copy") -> Run:
     """`onnxruntime` on this CPU, or the `tensorrt` or `tensorrt_rtx` engines built of the export, on a GPU."""
     if name == "onnxruntime":
         from pi05_ros.backends.tensorrt.onnx_cpu import OnnxRunner
 
-        return OnnxRunner(directory)
+        return OnnxRunner(directory, float16, torch.get_num_threads())
     from pi05_ros.backends.tensorrt.engine_arrays import EngineRunner
 
     return EngineRunner(directory, name)
@@ -43,87 +42,80 @@ class Compared:
     error: float
 
 
-@dataclass(frozen=True)
-class Case:
-    """One observation: cameras, valid prompt tokens, denoising steps."""
-
-    cameras: int
-    tokens: int
-    steps: int
-
-    def __str__(self) -> str:
-        return f"{self.cameras} cameras, {self.tokens} tokens, {self.steps} steps"
-
-
-def cases_of(manifest: Manifest, count: int, random: np.random.Generator) -> list[Case]:
-    """Within what the graphs take: the largest and the smallest first, then at random."""
-    cameras, tokens = _range(manifest, "vision", 0, "pixels"), _range(manifest, "prefix", 0, "tokens")
-    steps = (manifest.stages["loop"].steps,) if "loop" in manifest.stages else (10, 1, 3)
-    ends = [(cameras[1], tokens[1]), (cameras[0], tokens[0])]
-    drawn = [(int(random.integers(cameras[0], cameras[1] + 1)), int(random.integers(tokens[0], tokens[1] + 1)))
+def draw_shapes(manifest: Manifest, count: int, random: np.random.Generator) -> list[tuple[int, int]]:
+    """(cameras, tokens) within what the graphs take: the largest and the smallest first, then at random."""
+    (fewest, most), (shortest, longest) = camera_range(manifest), token_range(manifest)
+    drawn = [(int(random.integers(fewest, most + 1)), int(random.integers(shortest, longest + 1)))
              for _ in range(max(0, count - 2))]
-    return [Case(*pair, steps=int(steps[k % len(steps)] or 1)) for k, pair in enumerate([*ends, *drawn][:count])]
+    return [(most, longest), (fewest, shortest), *drawn][:count]
 
 
-def _range(manifest: Manifest, graph: str, axis: int, name: str) -> tuple[int, int]:
+def camera_range(manifest: Manifest) -> tuple[int, int]:
+    return _range(manifest, "vision", "pixels")
+
+
+def token_range(manifest: Manifest) -> tuple[int, int]:
+    return _range(manifest, "prefix", "tokens")
+
+
+def _range(manifest: Manifest, graph: str, name: str) -> tuple[int, int]:
     for spec in manifest.stages[graph].inputs if graph in manifest.stages else ():
         if spec.name == name:
-            return spec.min[axis], spec.max[axis]
+            return spec.min[0], spec.max[0]
     return 1, 1
 
 
-def compare(manifest: Manifest, source: WeightSource, run: Run, cases: list[Case],
-            seed: int = 0) -> Iterator[Compared]:
-    """Every graph of the export, each given what eager made of the graphs before it.
-
-    Raises:
-        BackendError: `source` has other weights than the export.
-    """
+def check(manifest: Manifest, source: WeightSource, observations: Sequence[Given]) -> None:
+    """Raises BackendError if `source` has other weights than the export, ConfigError for a shape it does not take."""
     if manifest.source.get("fingerprint") != fingerprint(source):
         raise BackendError("weights to compare with", expected=f"those of {manifest.source.get('checkpoint')}",
                            received="others", way_out="Give the --checkpoint, or --size, that was exported.")
-    model = weights.load(source, "cpu", torch.float32, ["vision", "prefix", "expert"]).eval()
-    random = np.random.default_rng(seed)
-    for case in cases:
-        for graph, output, mine, eager in _outputs(manifest, model, run, case, random):
-            error = float(np.linalg.norm(mine.astype(np.float64) - eager) / (np.linalg.norm(eager) or 1.0)) \
-                if mine.shape == eager.shape else float("inf")
-            yield Compared(graph, output, str(case), error)
+    for given in observations:
+        for graph, name in (("vision", "pixels"), ("prefix", "tokens")):
+            low, high = _range(manifest, graph, name)
+            if graph in manifest.stages and not low <= len(given.arrays[name]) <= high:
+                raise ConfigError(f"observation '{given.name}'", expected=f"{name} of {low} to {high}",
+                                  received=str(len(given.arrays[name])),
+                                  way_out="Export for its shape (--cameras, --tokens), or give others.")
 
 
-@torch.no_grad()
-def _outputs(manifest: Manifest, model: Pi05, run: Run, case: Case,
-             random: np.random.Generator) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(graph, output, as run, by eager)."""
-    config, graphs = model.config, manifest.stages
-    size = config.vision.image_size
-    pixels = random.uniform(-1, 1, (case.cameras, 3, size, size)).astype(np.float32)
-    image_tokens = model.encode_images(torch.from_numpy(pixels)[None])
-    if "vision" in graphs:
-        yield "vision", "image_tokens", run("vision", {"pixels": pixels})["image_tokens"], image_tokens[0].numpy()
-    tokens = random.integers(0, config.prefix.vocab_size, case.tokens).astype(np.int32)
-    cache = model.prefill(image_tokens, torch.ones(1, case.cameras, dtype=torch.bool), torch.from_numpy(tokens)[None],
-                          torch.ones(1, case.tokens, dtype=torch.bool))
-    held = {"keys": cache.keys[:, 0].numpy(), "values": cache.values[:, 0].numpy()}
-    if "prefix" in graphs:
-        made = run("prefix", {"image_tokens": image_tokens[0].numpy(), "tokens": tokens})
-        yield from (("prefix", name, made[name], held[name]) for name in held)
-    noise = random.standard_normal((config.action_horizon, config.action_dim)).astype(np.float32)
-    if "step" in graphs:
-        yield "step", "actions", _steps(run, held, noise, case.steps, config), _eager(model, cache, noise, case.steps)
-    if "loop" in graphs:
-        actions = run("loop", {**held, "noise": noise})["actions"]
-        yield "loop", "actions", actions, _eager(model, cache, noise, graphs["loop"].steps or 1)
+def compare(manifest: Manifest, references: Sequence[Reference], run: Run) -> Iterator[Compared]:
+    """Every graph of the export for every observation, each given what eager made of the graphs before it; but `step`
+    takes the modulations that the export made."""
+    modulations: dict[int, np.ndarray] = {}
+    for graph in (graph for graph in GRAPHS if graph in manifest.stages):
+        for one in references:
+            for output, case, mine, eager in _outputs(manifest, graph, one, run, modulations):
+                error = float(np.linalg.norm(mine.astype(np.float64) - eager) / (np.linalg.norm(eager) or 1.0)) \
+                    if mine.shape == eager.shape else float("inf")
+                yield Compared(graph, output, case, error)
 
 
-def _steps(run: Run, held: Mapping[str, np.ndarray], noise: np.ndarray, steps: int, config: Pi05Config) -> np.ndarray:
-    """The graph `step` once for each flow time, with the rows that `modulation` made."""
-    features = schedule.time_features(schedule.time_grid(steps), config.expert.width)
-    rows, x = run("modulation", {"time_features": features})["modulation"], noise
-    for row in rows:
-        x = run("step", {**held, "x_t": x, "modulation": row, "dt": np.array([schedule.step_size(steps)])})["x_next"]
+def _outputs(manifest: Manifest, graph: str, one: Reference, run: Run,
+             modulations: dict[int, np.ndarray]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """(output, case, as run, by eager)."""
+    given, name, made = one.given.arrays, one.given.name, one.made
+    if graph == "vision":
+        image_tokens = run(graph, {"pixels": given["pixels"]})["image_tokens"]
+        yield "image_tokens", name, image_tokens, made["vision"]["image_tokens"]
+    elif graph == "prefix":
+        cache = run(graph, {"image_tokens": made["vision"]["image_tokens"], "tokens": given["tokens"]})
+        yield from ((output, name, cache[output], eager) for output, eager in made["prefix"].items())
+    for steps in one.given.steps if graph in ("modulation", "step", "loop") else ():
+        eager, case = made["expert"][f"steps_{steps}"], f"{name}, {steps} steps"
+        if graph == "modulation" and steps not in modulations:  # the same for all observations
+            features = schedule.time_features(schedule.time_grid(steps), manifest.config["expert"]["width"])
+            modulations[steps] = run(graph, {"time_features": features})["modulation"]
+            yield "modulation", f"{steps} steps", modulations[steps], made["expert"][f"modulation_{steps}"]
+        elif graph == "step":
+            yield "actions", case, _steps(run, one, modulations[steps], schedule.step_size(steps)), eager
+        elif graph == "loop" and steps == manifest.stages["loop"].steps:
+            yield "actions", case, run(graph, {**made["prefix"], "noise": given["noise"]})["actions"], eager
+
+
+def _steps(run: Run, one: Reference, modulations: np.ndarray, dt: np.float32) -> np.ndarray:
+    """The graph `step` once for each flow time."""
+    x = one.given.arrays["noise"]
+    for modulation in modulations:
+        x = run("step", {**one.made["prefix"], "x_t": x, "modulation": modulation, "dt": np.array([dt])})["x_next"]
     return x
-
-
-def _eager(model: Pi05, cache: PrefixCache, noise: np.ndarray, steps: int) -> np.ndarray:
-    return model.denoise(cache, torch.from_numpy(noise)[None], steps)[0].numpy()

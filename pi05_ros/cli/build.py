@@ -14,7 +14,7 @@ has not been executed on real hardware yet: `--flavour tensorrt` of release 9 an
 Jetson or RTX, and what the engine inspector says there (docs/tensorrt.md has the table and what to report back).
 
 JSON: engines [{graph, file, bytes, seconds, built, products {dtype: number}, inspected, judged, fallbacks,
-memory_bytes}], flavour, version, gpu, output.
+memory_bytes}], flavour, version, gpu, output, peak_memory_gb.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pi05_ros.cli.options import positive_number
-from pi05_ros.cli.report import Report, console, progress, table
+from pi05_ros.cli.report import Report, console, peak_memory_gb, progress, table
 from pi05_ros.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,12 +76,13 @@ def run(args: argparse.Namespace) -> Report:
         rows.append(summary(entry, built))
         for message in entry.report["messages"] if built else ():
             console.print(f"{name}: {message}", highlight=False, markup=False)
-    table("engines", ("graph", "MB", "build s", "products", "types seen of", "fell back", "memory MB"),
+    table(f"Engines, peak memory {peak_memory_gb():.1f} GB",
+          ("graph", "MB", "build s", "products", "types seen of", "fell back", "memory MB"),
           (cells(row) for row in rows))
     if not here:
         console.print("Not loaded here, so not looked into: `pi05 engines --load` on the machine with the GPU does.")
     return Report(ok=True, data={"engines": rows, "flavour": api.flavour, "version": api.version, "gpu": gpu,
-                                 "output": str(builder.output)})
+                                 "output": str(builder.output), "peak_memory_gb": peak_memory_gb()})
 
 
 def graph_names(wanted: str | None, manifest: Manifest) -> list[str]:

@@ -6,9 +6,10 @@
 Each graph is one .onnx file with its weights beside it (.onnx.data); export.json tells shapes, types and where the
 weights are from. float32 and float16 graphs use opset 17, which TensorRT 8.6 reads; bfloat16 and float8 need
 TensorRT 10. Lengths are dynamic up to --cameras and --tokens, or fixed with --static. `expert` gives two graphs:
-`modulation`, once a schedule, and `step`; `loop` is all --steps of them in one.
+`modulation`, once a schedule, and `step`; `loop` is all --steps of them in one. One graph's weights are in memory at a
+time; of --size full and float32 the prefix is the largest with 10 GB, half of that in 16 bits.
 
-JSON: output, weights_hash, opset, graphs [{graph, file, bytes, nodes, opset, dtype, quantisation}].
+JSON: output, weights_hash, opset, graphs [{graph, file, bytes, nodes, opset, dtype, quantisation}], peak_memory_gb.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.cli.options import positive
-from pi05_ros.cli.report import Report, progress, table
+from pi05_ros.cli.report import Report, peak_memory_gb, progress, table
 
 HELP = "write a model's stages as ONNX graphs"
 
@@ -58,27 +59,30 @@ def run(args: argparse.Namespace) -> Report:
     origin = {"checkpoint": str(args.checkpoint or args.size), "fingerprint": fingerprint(source)}
     with progress("exporting") as update:
         manifest = export_stages(source, args.output, args.stages.split(","), options,
-                                 OnnxOptions(args.attention, _scales(args.scales)), origin,
+                                 OnnxOptions(args.attention, read_scales(args.scales)), origin,
                                  lambda what, done, total: update(done, total))
     rows: list[dict[str, Any]] = [
         {"graph": name, "file": spec.file, "bytes": spec.bytes, "nodes": spec.nodes, "opset": spec.opset,
          "dtype": spec.precision["dtype"], "quantisation": spec.precision["quantisation"]}
         for name, spec in manifest.stages.items()]
-    table(f"Written to {args.output}", ("graph", "file", "MB", "nodes", "opset", "type", "quantised"),
+    table(f"Written to {args.output}, peak memory {peak_memory_gb():.1f} GB",
+          ("graph", "file", "MB", "nodes", "opset", "type", "quantised"),
           [(row["graph"], row["file"], f"{row['bytes'] / 1e6:.1f}", row["nodes"], row["opset"], row["dtype"],
             row["quantisation"]) for row in rows])
     return Report(ok=True, data={"output": str(args.output), "weights_hash": manifest.weights_hash,
-                                 "opset": manifest.opset, "graphs": rows})
+                                 "opset": manifest.opset, "graphs": rows,
+                                 "peak_memory_gb": peak_memory_gb()})
 
 
-def _scales(path: Path | None) -> Any:
+def read_scales(path: Path | None, dtype: str = "float32") -> Any:
+    """Module name to scales, as a graph of `dtype` holds them; none without a file."""
     if path is None:
         return {}
     from pi05_ros.errors import BackendError
 
     try:
-        from pi05_ros.backends.tensorrt.fp8 import read_scales
+        from pi05_ros.backends.tensorrt import fp8
     except ImportError as error:
         raise BackendError("export", expected="onnx and onnxscript", received=str(error),
                            way_out="Install them: pip install 'pi05_ros[export]'.") from error
-    return read_scales(path)
+    return fp8.as_stored(fp8.read_scales(path), dtype)

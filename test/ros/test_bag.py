@@ -227,6 +227,18 @@ def test_calibration_takes_the_observations_of_a_recording(recording):
         bag_samples(recording[0], transforms, made + 1, seed=0)
 
 
+def test_an_export_is_judged_by_the_observations_of_a_recording(recording, tmp_path, capsys):
+    for library in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason="needs the extra `export`")
+    assert main(["export", "--output", str(tmp_path), "--stages", "vision,prefix,expert"]) == 0
+    words = ["validate", str(tmp_path), "--observations", f"bag:{recording[0]}", "--cases", "2", "--steps", "1,3"]
+    assert main(words) == 2  # whose robot?
+    assert main([*words, "--robot", "arm6"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert max(report["graphs"].values()) < 1e-5 and set(report["graphs"]) == {"vision", "prefix", "modulation", "step"}
+    assert len({one["case"] for one in report["cases"] if one["graph"] == "vision"}) == 2
+
+
 def test_a_chunk_whose_frame_is_lacking_or_ambiguous_is_reported_never_guessed(recording, tmp_path):
     topics, writers = topic_map(), {name: BagWriter(tmp_path / name) for name in ("lacking", "ambiguous")}
     first = None

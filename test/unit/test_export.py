@@ -1,6 +1,8 @@
 """Every stage as ONNX, run by onnxruntime on the CPU, against eager; what the graphs are made of; what is refused."""
 
+import gc
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,15 +12,20 @@ for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason="needs the extra `export`")
 
 import onnx  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 from pi05_ros.backends.tensorrt.export import ExportOptions, export_stages  # noqa: E402
 from pi05_ros.backends.tensorrt.names import read_manifest  # noqa: E402
-from pi05_ros.benchmark.exported import LIMITS, Case, cases_of, compare, open_runner  # noqa: E402
+from pi05_ros.backends.tensorrt.programs import stage_program  # noqa: E402
+from pi05_ros.benchmark import reference  # noqa: E402
+from pi05_ros.benchmark.exported import LIMITS, check, compare, draw_shapes, open_runner  # noqa: E402
 from pi05_ros.cli.main import main  # noqa: E402
 from pi05_ros.config import Pi05Config, tiny_config  # noqa: E402
 from pi05_ros.errors import BackendError, ConfigError  # noqa: E402
+from pi05_ros.model import weights  # noqa: E402
 from pi05_ros.model.fingerprint import fingerprint  # noqa: E402
 from pi05_ros.model.recipe import RecipeSource  # noqa: E402
+from pi05_ros.train.dataset import DatasetWriter, Episode  # noqa: E402
 
 STAGES = ("vision", "prefix", "expert", "loop")
 TINY = RecipeSource(tiny_config())
@@ -29,6 +36,15 @@ def export(directory, source, stages, **options):
     return export_stages(source, directory, stages, options, origin={"fingerprint": fingerprint(source)})
 
 
+def judge(manifest, source, directory, *shapes, steps=(1, 10), seed=0):
+    """Graphs against eager, on random observations of (cameras, tokens)."""
+    random = np.random.default_rng(seed)
+    observations = [reference.random_observation(source.config, *shape, steps, random) for shape in shapes]
+    check(manifest, source, observations)
+    references = reference.make(source, observations, reference.last_stage(manifest.stages))
+    return list(compare(manifest, references, open_runner("onnxruntime", directory)))
+
+
 @pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
 def exported(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
@@ -37,9 +53,10 @@ def exported(request, tmp_path_factory):
 
 def test_every_graph_computes_what_eager_does_at_all_lengths(exported):
     dtype, directory, manifest = exported
-    cases = [*cases_of(manifest, 2, np.random.default_rng(5)), Case(2, 7, 10)]
-    found = list(compare(manifest, TINY, open_runner("onnxruntime", directory), cases, seed=5))
-    assert {one.graph for one in found} == {"vision", "prefix", "step", "loop"} and len(found) == 5 * len(cases)
+    shapes = [*draw_shapes(manifest, 2, np.random.default_rng(5)), (2, 7)]
+    assert shapes == [(3, 48), (1, 1), (2, 7)]
+    found = judge(manifest, TINY, directory, *shapes, steps=(1, 3, 10))
+    assert Counter(one.graph for one in found) == {"vision": 3, "prefix": 6, "modulation": 3, "step": 9, "loop": 3}
     assert max(one.error for one in found) < LIMITS[dtype]
     if dtype == "float32":
         assert max(one.error for one in found) < 1e-5
@@ -71,9 +88,8 @@ def test_layers_of_full_width(stage, tmp_path):
                      prefix=replace(full.prefix, depth=depth, vocab_size=256))
     source = RecipeSource(config)
     manifest = export(tmp_path, source, (stage,))
-    run, steps = open_runner("onnxruntime", tmp_path), 1
-    case = {"vision": Case(2, 1, steps), "prefix": Case(1, 57, steps), "expert": Case(3, 200, steps)}[stage]
-    found = list(compare(manifest, source, run, [case]))
+    shape = {"vision": (2, 1), "prefix": (1, 57), "expert": (3, 200)}[stage]
+    found = judge(manifest, source, tmp_path, shape, steps=(1,))
     assert found and max(one.error for one in found) < 1e-4
 
 
@@ -83,7 +99,7 @@ def test_the_commands(tmp_path, capsys):
     assert [graph["graph"] for graph in line["graphs"]] == ["vision", "modulation", "step"] and line["opset"] == 17
     assert main(["validate", str(tmp_path), "--cases", "2"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(line["graphs"]) == {"vision", "step"} and max(line["graphs"].values()) < 1e-5
+    assert set(line["graphs"]) == {"vision", "modulation", "step"} and max(line["graphs"].values()) < 1e-5
     assert main(["validate", str(tmp_path), "--cases", "1", "--limit", "1e-12"]) == 1
     assert main(["export", "--output", str(tmp_path), "--stages", "visions"]) == 2
     assert main(["export", "--output", str(tmp_path), "--cameras", "4"]) == 2
@@ -95,11 +111,75 @@ def test_a_graph_of_other_weights_is_told_and_found(exported, tmp_path):
     dtype, directory, manifest = exported
     other = RecipeSource(replace(tiny_config(), action_horizon=11), seed=TINY.seed + 1)
     with pytest.raises(BackendError, match="weights to compare with"):
-        list(compare(manifest, other, open_runner("onnxruntime", directory), [Case(1, 3, 1)]))
+        judge(manifest, other, directory, (1, 3))
     lying = replace(manifest, source={"fingerprint": fingerprint(other)})
-    found = list(compare(lying, RecipeSource(tiny_config(), seed=TINY.seed + 1), open_runner("onnxruntime", directory),
-                         [Case(1, 3, 1)]))
+    found = judge(lying, RecipeSource(tiny_config(), seed=TINY.seed + 1), directory, (1, 3))
     assert min(one.error for one in found) > 0.05
+
+
+def test_one_graph_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    held = []
+
+    def load(*args):
+        gc.collect()
+        assert all(storage.expired() for storage in held)
+        program = stage_program(*args)
+        held[:] = [StorageWeakRef(parameter.untyped_storage()) for parameter in program.module.parameters()
+                   if not parameter.is_meta]
+        return program
+
+    monkeypatch.setattr("pi05_ros.backends.tensorrt.export.stage_program", load)
+    export(tmp_path, TINY, ("vision", "prefix"))
+    assert held
+
+
+def test_eager_is_kept_and_made_only_where_it_is_missing(tmp_path, monkeypatch):
+    """Another export of the same weights, or an interrupted run, goes on from what is there; a reference of anything
+    else is refused."""
+    drawn = [reference.random_observation(TINY.config, 2, 5, (1, 2), np.random.default_rng(seed)) for seed in (0, 1)]
+    loaded = []
+    load = weights.load
+    monkeypatch.setattr(weights, "load", lambda source, device, dtype, stages, watch: loaded.extend(stages) or load(
+        source, device, dtype, stages, watch))
+    reference.make(TINY, drawn, "prefix", tmp_path)
+    (tmp_path / "1.prefix.npz").unlink()
+    kept = reference.make(TINY, drawn, "expert", tmp_path)
+    assert loaded == ["vision", "prefix", "prefix", "expert"]
+    for mine, stored in zip(reference.make(TINY, drawn, "expert"), kept, strict=True):
+        for stage, arrays in mine.made.items():
+            assert {name: array.tobytes() for name, array in arrays.items()} == {
+                name: array.tobytes() for name, array in stored.made[stage].items()}
+    swapped = [replace(drawn[0], arrays=drawn[1].arrays), drawn[1]]
+    for source, observations in ((RecipeSource(TINY.config, seed=1), drawn), (TINY, drawn[:1]), (TINY, swapped),
+                                 (TINY, [replace(one, steps=(1,)) for one in drawn])):
+        with pytest.raises(ConfigError, match="these weights and observations"):
+            reference.make(source, observations, "vision", tmp_path)
+    (tmp_path / "reference.json").write_text("[]")
+    with pytest.raises(ConfigError, match="reference.json"):
+        reference.make(TINY, drawn, "vision", tmp_path)
+
+
+def test_recorded_observations_are_judged(exported, tmp_path, capsys):
+    """Frames and prompts of a data set, through the transforms of its robot; only the cameras that are there."""
+    dtype, directory, manifest = exported
+    with DatasetWriter(tmp_path / "data", "arm6", ("base_0_rgb", "left_wrist_0_rgb")) as writer:
+        random = np.random.default_rng(0)
+        state, actions = random.standard_normal((2, 3, 7), np.float32)
+        writer.add(Episode(random.integers(0, 256, (3, 2, 40, 60, 3), np.uint8), state, actions,
+                           ("pick up the red block",), "pick", 0))
+    recorded = f"dataset:{tmp_path / 'data'}"
+    assert main(["validate", str(directory), "--observations", recorded, "--cases", "2", "--steps", "1,3"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {one["graph"] for one in line["cases"]} == set(manifest.stages)
+    assert max(line["graphs"].values()) < LIMITS[dtype]
+    assert all("2 cameras" in one["case"] for one in line["cases"] if one["graph"] == "vision")
+
+
+@pytest.mark.parametrize("words", [["--shapes", "4x1"], ["--shapes", "1x49"], ["--observations", "bag:nowhere"],
+                                   ["--observations", "films"]])
+def test_observations_that_the_graphs_do_not_take_are_refused(exported, words, capsys):
+    assert main(["validate", str(exported[1]), *words]) == 2
+    assert "expected" in json.loads(capsys.readouterr().out.splitlines()[-1])["message"]
 
 
 def test_a_manifest_that_is_not_whole_is_refused(exported, tmp_path):

@@ -1,10 +1,13 @@
 """ONNX graphs whose Linears go through float8: names, types, numbers, and scales that are refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
+from pi05_ros.cli.main import main
 from pi05_ros.config import tiny_config
 from pi05_ros.errors import ConfigError
 from pi05_ros.model import weights
@@ -15,7 +18,7 @@ pytest.importorskip("onnxscript", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 from pi05_ros.backends.tensorrt.export import OnnxOptions, export_stages, onnx_model  # noqa: E402
-from pi05_ros.backends.tensorrt.fp8 import fake_quantise, read_scales  # noqa: E402
+from pi05_ros.backends.tensorrt.fp8 import fake_quantise_linears, read_scales  # noqa: E402
 from pi05_ros.backends.tensorrt.onnx_cpu import OnnxRunner  # noqa: E402
 from pi05_ros.backends.tensorrt.onnx_names import readable  # noqa: E402
 from pi05_ros.backends.tensorrt.programs import ExportOptions, stage_program  # noqa: E402
@@ -26,22 +29,23 @@ QUANTISED = [f"{stack}.layers.{layer}.mlp.{part}_proj" for stack in ("language_m
 
 
 @pytest.fixture(scope="module")
-def scales(tmp_path_factory):
-    """The file of synthetic scales: one an output channel for weights, one for all inputs."""
+def scale_file(tmp_path_factory):
+    """Synthetic scales: one an output channel for weights, one for all inputs."""
     model, path = weights.load(SOURCE), tmp_path_factory.mktemp("scales") / "scales.safetensors"
     save_file({f"{name}.weight_scale": (model.get_submodule(name).weight.abs().amax(1) / 448).numpy()
                for name in QUANTISED} | {f"{name}.input_scale": np.array(0.01, np.float32) for name in QUANTISED}, path)
-    return read_scales(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scales(scale_file):
+    return read_scales(scale_file)
 
 
 def test_a_graph_rounds_as_a_fake_quantised_model_does(scales, tmp_path):
     export_stages(SOURCE, tmp_path, ["prefix"], OPTIONS, OnnxOptions(scales=scales))
     plain, rounded = weights.load(SOURCE), weights.load(SOURCE)
-    for name in QUANTISED:
-        linear, scale = rounded.get_submodule(name), scales[name]
-        step = torch.tensor(scale.input)
-        linear.weight = torch.nn.Parameter(fake_quantise(linear.weight, torch.tensor(scale.weight)[:, None]))
-        linear.register_forward_pre_hook(lambda m, args, s=step: (fake_quantise(args[0], s),))
+    fake_quantise_linears(rounded, scales)
     rng = np.random.default_rng(3)
     images, tokens = rng.standard_normal((256, 96), np.float32), rng.integers(0, 512, 17)
     masks = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 17, dtype=torch.bool)
@@ -54,6 +58,18 @@ def test_a_graph_rounds_as_a_fake_quantised_model_does(scales, tmp_path):
 
     assert error(rounded) < 1e-3  # a number at the edge between two of float8 may fall on either side
     assert error(plain) > 1e-2  # and float8 is really there
+
+
+def test_the_command_tells_the_error_of_the_graph_from_that_of_float8(scale_file, tmp_path, capsys):
+    """In bfloat16, where the scales are rounded too; float8 makes much of the little that else differs."""
+    words = ["--stages", "prefix", "--dtype", "bfloat16", "--scales", str(scale_file)]
+    assert main(["export", "--output", str(tmp_path), *words]) == 0
+    words = ["validate", str(tmp_path), "--cases", "2", "--limit", "0.015"]
+    assert main(words) == 1
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])["graphs"]["prefix"]
+    assert main([*words, "--scales", str(scale_file)]) == 0
+    own = json.loads(capsys.readouterr().out.splitlines()[-1])["graphs"]["prefix"]
+    assert own < whole / 5
 
 
 def test_products_keep_their_names_and_weights_are_float8(scales):

@@ -67,6 +67,8 @@ def export_stages(source: WeightSource, directory: Path, stages: Iterable[str], 
         watch(f"{name}: tracing", 0, 1)
         model = onnx_model(program, options, onnx)
         written[name] = write(model, program, directory, options, onnx, watch)
+        for parameter in program.module.parameters():  # onnxscript's rules keep the last graph that they saw
+            parameter.data = parameter.data.new_empty(0)
     manifest = Manifest(stages=written, config=dataclasses.asdict(source.config), source=dict(origin),
                         opset=max(spec.opset for spec in written.values()), versions=versions())
     manifest.write(directory)
@@ -82,7 +84,7 @@ def graphs_of(stage: str) -> Sequence[str]:
 
 def onnx_model(program: StageProgram, options: ExportOptions, onnx: OnnxOptions) -> ir.Model:
     """The graph with readable names, still without a file."""
-    passes, names, fp8, operators, optimize_ir = _libraries()
+    passes, names, fp8, operators = _libraries()
     opset = FP8_OPSET if onnx.scales else OPSETS[options.dtype]
     aten = torch.ops.aten
     translations: dict[Any, Any] = {aten.scaled_dot_product_attention.default: operators.attention}
@@ -95,8 +97,7 @@ def onnx_model(program: StageProgram, options: ExportOptions, onnx: OnnxOptions)
             custom_translation_table=translations)
         assert exported is not None
         model = exported.model
-        # Weights stay as they are: `transpose_weights` turns them when they are written.
-        optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
+        passes.optimise(model)
     if model.opset_imports[""] == TRACED_OPSET and opset < TRACED_OPSET:
         passes.lower_to_opset_17(model)
     passes.plain_reshapes(model)
@@ -156,12 +157,10 @@ def quiet():
 
 
 def _libraries() -> Any:
-    """Our passes and the optimiser, which need onnx and onnxscript."""
+    """Our passes, which need onnx and onnxscript."""
     try:
-        from onnxscript.optimizer import optimize_ir
-
         from pi05_ros.backends.tensorrt import fp8, onnx_names, onnx_operators, onnx_passes
     except ImportError as error:
         raise BackendError("export", expected="onnx and onnxscript", received=f"{error}",
                            way_out="Install them: pip install 'pi05_ros[export]'.") from error
-    return onnx_passes, onnx_names, fp8, onnx_operators, optimize_ir
+    return onnx_passes, onnx_names, fp8, onnx_operators

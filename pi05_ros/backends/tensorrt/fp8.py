@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from safetensors.numpy import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pi05_ros.backends.tensorrt.onnx_names import PRODUCTS, module_path, weight_of
 from pi05_ros.backends.tensorrt.onnx_passes import add_constant, dtype_of, typed
@@ -124,3 +124,26 @@ def fake_quantise(x: Tensor, scale: Tensor) -> Tensor:
     """What x is after both operators, in its own dtype: what an eager comparison multiplies."""
     return ((x.float() / scale.float()).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float()
             * scale.float()).to(x.dtype)
+
+
+def as_stored(scales: Mapping[str, Scales], dtype: str) -> dict[str, Scales]:
+    """What a graph of type `dtype` (names.DTYPES) holds of them: scales are of its own type."""
+    kind = getattr(torch, dtype)
+
+    def rounded(array: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(array).to(kind).float().numpy()
+
+    return {name: Scales(rounded(given.weight), rounded(given.input)) for name, given in scales.items()}
+
+
+def fake_quantise_linears(model: nn.Module, scales: Mapping[str, Scales]) -> None:
+    """Let the Linears of `scales` that are loaded multiply rounded weights and inputs, as their graph does."""
+    for name, given in scales.items():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        if linear.weight.is_meta:
+            continue
+        step = torch.tensor(given.input.reshape(()))
+        weight_step = torch.tensor(given.weight.reshape(-1, 1))
+        linear.weight = nn.Parameter(fake_quantise(linear.weight, weight_step), requires_grad=False)
+        linear.register_forward_pre_hook(lambda module, args, step=step: (fake_quantise(args[0], step),))

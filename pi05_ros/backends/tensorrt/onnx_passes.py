@@ -5,11 +5,35 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
+from onnxscript.rewriter import RewriteRuleSet
+from onnxscript.rewriter.rules import common as rules
 
 from pi05_ros.errors import BackendError
 
 FLOAT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 SIXTEEN_BITS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+# Of onnxscript's own rules those that these graphs have a use for. The whole set has one that compares every node with
+# every other: minutes for a step, hours for the ten thousand nodes of `loop`.
+SIMPLER = (rules.squeeze_reshape_1d_rule, rules.unsqueeze_unsqueeze_rule, rules.reshape_reshape_rule,
+           rules.transpose_transpose_rule, rules.no_op_transpose_rule, rules.no_op_expand_rule, rules.cast_cast_rule,
+           rules.no_op_cast_rule, rules.mul_by_1_rule, rules.materialize_reshape_shape_rule)
+
+
+def optimise(model: ir.Model) -> None:
+    """Fold constants, write shapes into reshapes, and take out what does nothing or is there twice. Transposed weights
+    stay as they are: `transpose_weights` turns them when they are written."""
+    for _ in range(2):
+        fold_constants(model, onnx_shape_inference=True,
+                       should_fold=lambda node: False if node.op_type == "Transpose" else None)
+        RewriteRuleSet(SIMPLER).apply_to_model(model)
+        remove_unused_nodes(model)
+    ir.passes.Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(), common.CommonSubexpressionEliminationPass(), common.OutputFixPass(),
+        common.NameFixPass())(model)
 
 
 def lower_to_opset_17(model: ir.Model) -> None:
