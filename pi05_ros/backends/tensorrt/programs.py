@@ -79,7 +79,17 @@ def stage_program(name: str, source: weights.WeightSource, options: ExportOption
     options.check(source.config)
     model = weights.load(source, "cpu", getattr(torch, options.dtype), [MODULES[name]], on_progress)
     inputs, outputs = bindings(source.config, options)[name]
-    return StageProgram(name, module_of(name, model, options), tuple(map(example, inputs)), inputs, outputs)
+    module = without_unread(module_of(name, model, options))
+    return StageProgram(name, module, tuple(map(example, inputs)), inputs, outputs)
+
+
+def without_unread(module: nn.Module) -> nn.Module:
+    """Take out what no stage of it reads, which was loaded without memory: a program would carry it along."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                setattr(part, name, None)
+    return module
 
 
 def module_of(name: str, model: Pi05, options: ExportOptions) -> nn.Module:
