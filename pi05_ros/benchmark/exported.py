@@ -23,7 +23,11 @@ LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 
 
 def open_runner(name: str, directory: Path) -> Run:
-    """`onnxruntime` on this CPU, or the `tensorrt` or `tensorrt_rtx` engines built of the export, on a GPU."""
+    """`onnxruntime` or `torch` on this CPU, or engines of that flavour built of the export, on a GPU."""
+    if name == "torch":
+        from pi05_ros.backends.torch_tensorrt.program_runner import ProgramRunner
+
+        return ProgramRunner(directory)
     if name == "onnxruntime":
         from pi05_ros.backends.tensorrt.onnx_cpu import OnnxRunner
 
@@ -35,12 +39,14 @@ def open_runner(name: str, directory: Path) -> Run:
 
 @dataclass(frozen=True)
 class Compared:
-    """Relative error of one output: norm of the difference over norm of eager's."""
+    """Relative error of one output: norm of the difference over norm of eager's. layers: the same for each layer of
+    keys and values."""
 
     graph: str
     output: str
     case: str
     error: float
+    layers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,14 @@ def compare(manifest: Manifest, source: WeightSource, run: Run, cases: list[Case
     random = np.random.default_rng(seed)
     for case in cases:
         for graph, output, mine, eager in _outputs(manifest, model, run, case, random):
-            error = float(np.linalg.norm(mine.astype(np.float64) - eager) / (np.linalg.norm(eager) or 1.0)) \
-                if mine.shape == eager.shape else float("inf")
-            yield Compared(graph, output, str(case), error)
+            layers = zip(mine, eager, strict=True) if graph == "prefix" and len(mine) == len(eager) else ()
+            yield Compared(graph, output, str(case), _error(mine, eager), tuple(_error(*each) for each in layers))
+
+
+def _error(mine: np.ndarray, eager: np.ndarray) -> float:
+    if mine.shape != eager.shape:
+        return float("inf")
+    return float(np.linalg.norm(mine.astype(np.float64) - eager) / (np.linalg.norm(eager) or 1.0))
 
 
 @torch.no_grad()

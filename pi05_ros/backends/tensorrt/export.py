@@ -68,7 +68,7 @@ def export_stages(source: WeightSource, directory: Path, stages: Iterable[str], 
         model = onnx_model(program, options, onnx)
         written[name] = write(model, program, directory, options, onnx, watch)
     manifest = Manifest(stages=written, config=dataclasses.asdict(source.config), source=dict(origin),
-                        opset=max(spec.opset for spec in written.values()), versions=versions())
+                        opset=max(spec.opset or 0 for spec in written.values()), versions=versions())
     manifest.write(directory)
     return manifest
 
