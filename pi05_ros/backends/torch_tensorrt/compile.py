@@ -118,10 +118,10 @@ def left_to_pytorch(compiled: Any) -> Counter[str]:
     left: Counter[str] = Counter()
     children = dict(compiled.named_children())
     for node in compiled.graph.nodes:
-        child = children.get(str(node.target)) if node.op == "call_module" else None
+        child = children.get(str(node.target)) if node.op == "call_module" else None  # one may check lengths: no graph
         if node.op == "call_function" and node.target is not operator.getitem:
             left[str(node.target)] += 1
-        elif child is not None and not getattr(child, "serialized_engine", None) and "_run_on_acc" not in node.name:
+        elif hasattr(child, "graph") and "_run_on_acc" not in node.name:
             left += left_to_pytorch(child)
     return left
 
@@ -157,7 +157,7 @@ def bindings_of(compiled: Any, engine: Any, graph: GraphSpec) -> dict[str, str]:
     followed through the graph around it.
     """
     nodes = list(compiled.graph.nodes)
-    call = next(node for node in nodes if node.op == "call_module")
+    call = next(node for node in nodes if node.op == "call_module" and compiled.get_submodule(node.target) is engine)
     given = dict(zip(call.args, engine.input_binding_names, strict=True))
     made = {node: engine.output_binding_names[node.args[1]] for node in call.users if node.target is operator.getitem}
     made[call] = engine.output_binding_names[0]

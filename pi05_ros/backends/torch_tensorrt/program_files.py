@@ -76,19 +76,19 @@ def open_program(file: Path) -> ExportedProgram:
 
 
 def check_weights(program: ExportedProgram, module: nn.Module, name: str) -> None:
-    """Every parameter and buffer of `module` is in `program`, bit for bit, and read by its own module's operators.
+    """Every weight in `program` is `module`'s, bit for bit, and read by its own module's operators and nobody else's.
 
     Raises:
-        BackendError: the first one that is missing, differs, or is read elsewhere.
+        BackendError: the first one that differs or is read elsewhere.
     """
     held, again = weights_of(program), "Report this: the program cannot be trusted. Export with --format onnx."
     wanted = {**dict(module.named_parameters(remove_duplicate=False)),
               **dict(module.named_buffers(remove_duplicate=False))}
-    for path, tensor in wanted.items():
-        found = held.get(path)
-        if found is None or not same_bits(found, tensor):
+    for path, tensor in held.items():
+        theirs = wanted.get(path)
+        if theirs is None or not same_bits(tensor, theirs):
             raise BackendError(f"weight '{path}' of program '{name}'", expected="the model's, bit for bit",
-                               received="none" if found is None else "other numbers", way_out=again)
+                               received="one of its own" if theirs is None else "other numbers", way_out=again)
     for path, readers in readers_of(program).items():
         if strange := [reader for reader in readers if not owns(reader, path.rpartition(".")[0])]:
             raise BackendError(f"weight '{path}' of program '{name}'", expected="to be read by its own module",

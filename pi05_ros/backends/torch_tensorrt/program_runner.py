@@ -14,13 +14,13 @@ from pi05_ros.errors import BackendError
 
 
 class ProgramRunner:
-    """Runs one program after the other; only the last one used is in memory. All arithmetic is in its own types."""
+    """Programs by graph, each read when it is first asked for. All arithmetic is in its own types."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.manifest = directory, read_manifest(directory)
         for spec in self.manifest.stages.values():
             spec.check_kind(opset=False)
-        self._opened: tuple[str, torch.nn.Module] | None = None
+        self._opened: dict[str, torch.nn.Module] = {}
 
     def __call__(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inputs float32 or int32 by name to outputs float32 by name.
@@ -29,14 +29,13 @@ class ProgramRunner:
             BackendError: a shape that the program was not exported for.
         """
         spec = self.manifest.stages[graph]
-        if self._opened is None or self._opened[0] != graph:
-            self._opened = None
-            self._opened = graph, open_program(self.directory / spec.file).module()
+        if graph not in self._opened:
+            self._opened[graph] = open_program(self.directory / spec.file).module()
         given = [torch.from_numpy(np.ascontiguousarray(inputs[each.name])).to(getattr(torch, each.dtype))
                  for each in spec.inputs]
         try:
             with torch.no_grad():
-                made = self._opened[1](*given)
+                made = self._opened[graph](*given)
         except (AssertionError, RuntimeError) as error:  # the guards of torch.export
             ranges = ", ".join(f"{each.name} {list(each.min)} to {list(each.max)}" for each in spec.inputs)
             raise BackendError(f"program '{spec.file}'", expected=ranges, way_out="Export with --cameras and --tokens "
