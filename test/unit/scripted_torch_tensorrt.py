@@ -1,6 +1,6 @@
 """A stand-in of torch_tensorrt: records calls of `dynamo.compile`, whose signature is the recorded one of a release.
 
-What it gives has the shape of the real thing, as release 2.13.0 gave it on a CPU: a graph around a module that holds one
+What it gives has the shape of the real thing, as release 2.13.0 gave it on a CPU: a graph around a module with one
 engine, whose inputs come in another order than the program's and whose outputs are named by number.
 """
 
