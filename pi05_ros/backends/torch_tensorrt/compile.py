@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pi05_ros.backends.tensorrt.api import Api
+from pi05_ros.backends.tensorrt.api import BITS, Api
 from pi05_ros.backends.tensorrt.build import BuildOptions, Built, look, way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog, Progress
 from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
@@ -70,7 +70,7 @@ def build_engine(api: Api, file: Path, graph: GraphSpec, options: BuildOptions, 
     Raises:
         BackendError: operators that would stay in PyTorch (with their names), more engines than one, or no engine.
     """
-    began, library, program = time.monotonic(), installed(), open_program(file)
+    began, library, program = time.monotonic(), installed(), open_program(file, graph.precision)
     settings = {name: value for name, value in options.settings.items() if name != "torch_tensorrt"}
     inputs = [input_of(library, spec) for spec in graph.inputs]
     progress(0.0, "compiling")
@@ -178,10 +178,20 @@ def products(program: ExportedProgram) -> dict[str, str]:
     """Every matrix product of the program by module and operator, with the type of its narrowest operand."""
     found = {}
     for node in program.graph.nodes:
-        name = getattr(node.target, "__name__", "").partition(".")[0]
-        if node.op == "call_function" and name in PRODUCTS:
-            values = [arg.meta.get("val") for arg in node.args if isinstance(arg, torch.fx.Node)]
-            types = [value.dtype for value in values if isinstance(value, Tensor)]
-            narrowest = min(types, key=lambda dtype: dtype.itemsize)
-            found[f"{module_of_node(node)} ({node.name})"] = str(narrowest).removeprefix("torch.")
+        if node.op == "call_function" and _operator(node) in PRODUCTS:
+            types = [_type(arg) for arg in node.args if isinstance(arg, torch.fx.Node)]
+            found[f"{module_of_node(node)} ({node.name})"] = min(types, key=lambda dtype: BITS.get(dtype, 64))
     return found
+
+
+def _operator(node: torch.fx.Node) -> str:
+    """`linear` of aten.linear.default."""
+    return getattr(node.target, "__name__", "").partition(".")[0]
+
+
+def _type(node: torch.fx.Node) -> str:
+    """Of the numbers that `node` gives; what ModelOpt's operator rounded is in float8."""
+    value = node.meta.get("val")
+    if _operator(node) == "quantize_op":
+        return "float8"
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else "none"

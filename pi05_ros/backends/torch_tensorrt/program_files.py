@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind
 from pi05_ros.backends.tensorrt.export import Watch, graphs_of, quiet
 from pi05_ros.backends.tensorrt.names import GraphSpec, Manifest, files_hash
 from pi05_ros.backends.tensorrt.programs import ExportOptions, StageProgram, stage_program
+from pi05_ros.backends.torch_tensorrt.fp8 import quantize_op, round_linears
 from pi05_ros.errors import BackendError
 from pi05_ros.model.weights import WeightSource
 
@@ -49,23 +50,28 @@ def export_programs(source: WeightSource, directory: Path, stages: Iterable[str]
 def write(stage: StageProgram, directory: Path, options: ExportOptions) -> GraphSpec:
     """One program, checked after it was read again."""
     file = directory / f"{stage.name}.pt2"
+    rounded = round_linears(stage.module, getattr(torch, options.dtype))
     with quiet():
         program = stage.export()
         torch.export.save(program, file)
-    check_weights(open_program(file), stage.module, file.name)
+    check_weights(open_program(file), stage.module, file.name)  # what is on the disk, not what was traced
     residual = options.dtype if stage.name == "vision" else options.residual
-    precision = {"dtype": options.dtype, "residual": residual, "attention": "explicit", "quantisation": "none"}
+    precision = {"dtype": options.dtype, "residual": residual, "attention": "explicit",
+                 "quantisation": "fp8" if rounded else "none"}
     return GraphSpec(file.name, stage.inputs, stage.outputs, precision, None, files_hash(file),
                      len(program.graph.nodes), sum(tensor.nbytes for tensor in weights_of(program).values()),
                      options.steps if stage.name == "loop" else None)
 
 
-def open_program(file: Path) -> ExportedProgram:
-    """A program as it was written.
+def open_program(file: Path, precision: Mapping[str, str] = {}) -> ExportedProgram:  # noqa: B006 (only read)
+    """A program as it was written; `precision` as in its `GraphSpec`.
 
     Raises:
-        BackendError: not a program, one that is not whole, or of a PyTorch whose programs this one does not read.
+        BackendError: not a program, one that is not whole, or of a PyTorch whose programs this one does not read; FP8
+            without ModelOpt.
     """
+    if precision.get("quantisation") == "fp8":
+        quantize_op()
     try:
         with quiet():
             return torch.export.load(file)

@@ -30,7 +30,7 @@ class ProgramRunner:
         """
         spec = self.manifest.stages[graph]
         if graph not in self._opened:
-            self._opened[graph] = open_program(self.directory / spec.file).module()
+            self._opened[graph] = open_program(self.directory / spec.file, spec.precision).module()
         given = [torch.from_numpy(np.ascontiguousarray(inputs[each.name])).to(getattr(torch, each.dtype))
                  for each in spec.inputs]
         try:
