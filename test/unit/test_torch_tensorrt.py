@@ -62,8 +62,8 @@ def test_the_shipped_settings_are_arguments_that_compile_has():
               "immutable_weights": True, "cache_built_engines": False, "reuse_cached_engines": False}
     assert told.items() >= wanted.items()
     left_out = yaml.safe_load("\n".join(line.removeprefix("# ") for line in SHIPPED.read_text().splitlines()
-                                        if line.startswith(("# workspace_size", "# optimization_level"))))
-    assert set(left_out) == {"workspace_size", "optimization_level"} <= set(RECORDED["defaults"])
+                                        if line.startswith(("# workspace_size", "# optimization", "# decompose"))))
+    assert set(left_out) == {"workspace_size", "optimization_level", "decompose_attention"} <= set(RECORDED["defaults"])
 
 
 @pytest.mark.parametrize(("name", "words"), [
@@ -81,8 +81,10 @@ def test_what_follows_from_the_engine_is_not_to_be_set(name):
 
 
 def test_types_are_the_programs_in_every_release_that_is_taken():
-    older = recorded(more=("enabled_precisions", "use_explicit_typing"))  # as releases 2.10 to 2.12
-    assert arguments(older, {}, "2.12.0")["use_explicit_typing"] is True
+    older = recorded(more=("enabled_precisions", "use_explicit_typing"),  # as release 2.10; 2.11 and 2.12 have more
+                     without=("decompose_attention", "attn_bias_is_causal", "dynamically_allocate_resources",
+                              "fallback_data_dependent_ops"))
+    assert arguments(older, read_settings(SHIPPED), "2.12.0")["use_explicit_typing"] is True
     assert "use_explicit_typing" not in arguments(recorded(), {}, "2.13.0")
     with pytest.raises(BackendError, match="strongly typed networks.*use_explicit_typing"):
         arguments(recorded(more=("enabled_precisions",)), {}, "2.5.0")
