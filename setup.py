@@ -64,12 +64,14 @@ setup(
         "bag": ["mcap>=1.6", "rosbags>=0.10.6", "zstandard>=0.22"],
         # PyTorch's CUDA build brings the first two; the last: temperature in /diagnostics
         "cuda": [f"triton>=3.2{X86_LINUX}", f"cuda-bindings>=12.9{X86_LINUX}", "nvidia-ml-py>=12.535"],
+        "lerobot": ["av>=12", "pyarrow>=15"],  # data sets as calibration source
         "export": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
         "tensorrt_rtx": [f"tensorrt-rtx-cu13>=1.7{X86_LINUX}"],
         "torch_tensorrt": [f"torch-tensorrt>=2.10{X86_LINUX}"],  # its minor version follows PyTorch's
         "quantize": ["nvidia-modelopt>=0.47", "requests", "huggingface_hub"],  # ModelOpt uses both undeclared
         "test": [
+            "av>=12",
             "hypothesis>=6.98",
             "mcap-ros2-support>=0.6",
             "mujoco>=3.1",
@@ -77,6 +79,7 @@ setup(
             "onnxruntime>=1.20",
             "onnxscript>=0.5",
             "psutil>=5.9",
+            "pyarrow>=15",
             "pytest>=7.4",
             # Builds engines without a GPU: 96 MB to download.
             f"tensorrt-rtx-cu13-bindings==1.7.1.116{X86_LINUX}",

@@ -43,6 +43,7 @@ ALLOWED = {
     "benchmark.end_to_end": f"{BELOW} benchmark {ROS}",
     "quantize": BELOW,
     "quantize.modelopt": f"{BELOW} quantize modelopt",
+    "quantize.lerobot": f"{BELOW} quantize av pyarrow",
     "quantize.recorded": f"{BELOW} quantize bag train.dataset train.statistics",
     "cli": f"{BELOW} sim bag train benchmark quantize",
     "cli.demo": f"{BELOW} cli sim bag train benchmark quantize {ROS}",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pi05_ros.quantize.calibration import Statistics
     from pi05_ros.quantize.samples import Sample
 
-SOURCES = "synthetic, dataset:DIR (episodes of `pi05 collect` or a recording), bag:DIR"
+SOURCES = "synthetic, dataset:DIR (episodes of `pi05 collect` or a recording), lerobot:DIR, bag:DIR"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,19 +76,22 @@ def observations(args: argparse.Namespace, source: WeightSource, wanted: str, co
     kind, _, path = wanted.partition(":")
     if kind == "synthetic" and not path:
         return synthetic(source.config, count, seed)
-    if kind not in ("dataset", "bag") or not path:
+    if kind not in ("dataset", "lerobot", "bag") or not path:
         raise ConfigError("observations", expected=SOURCES, received=repr(wanted), way_out="Give one of them.")
-    from pi05_ros.quantize.recorded import bag_samples, dataset_samples, transforms_for
+    from pi05_ros.quantize.recorded import bag_samples, dataset_samples, lerobot_samples, transforms_for
     from pi05_ros.train.dataset import read_index
     from pi05_ros.transforms.robot_loader import load_robot
 
     robot = args.robot or (read_index(path)["robot"] if kind == "dataset" else None)
     if robot is None:
-        raise ConfigError("--robot", expected="the robot of the bag", received="nothing", way_out="Give its name.")
+        raise ConfigError("--robot", expected="the robot of the recording", received="nothing",
+                          way_out="Give its name.")
     transforms = transforms_for(source, load_robot(robot))
     with progress(f"reading {path}"):
         if kind == "dataset":
             return dataset_samples(Path(path), transforms, count, seed)
+        if kind == "lerobot":
+            return lerobot_samples(Path(path), transforms, count, seed)
         return bag_samples(Path(path), transforms, count, seed, args.topics, args.node)
 
 

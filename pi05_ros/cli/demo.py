@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Report:
              else LOOKS_A_SECOND}
     processes = {"robot": start("pi05_ros.sim.sim_robot", scene), "policy": start("pi05_ros.ros.node", settings)}
     try:
-        seen, told, problems = watch(prompts, args.duration, processes)
+        seen, told, problems = watch(prompts, args.duration, processes, lockstep=not args.real_time)
     finally:
         codes = {name: stop(process) for name, process in processes.items()}
     problems += [f"process '{name}' ended with code {code}" for name, code in codes.items() if code != 0]
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> Report:
                                          "problems": problems})
 
 
-def watch(prompts: tuple[str, ...], duration_s: float,
-          processes: dict[str, subprocess.Popen]) -> tuple[Onlooker, dict[str, str], list[str]]:
+def watch(prompts: tuple[str, ...], duration_s: float, processes: dict[str, subprocess.Popen],
+          lockstep: bool) -> tuple[Onlooker, dict[str, str], list[str]]:
     """Drive the lifecycle, say the prompts, look on, and judge: (what was seen, {prompt: outcome}, problems)."""
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
@@ -128,4 +128,4 @@ def watch(prompts: tuple[str, ...], duration_s: float,
     finally:
         onlooker.destroy_node()
         rclpy.try_shutdown()
-    return onlooker, told, problems + onlooker.problems()
+    return onlooker, told, problems + onlooker.problems(lockstep)

@@ -1,4 +1,4 @@
-"""Observations that were recorded: a bag of the node, or a data set of episodes."""
+"""Observations that were recorded: a bag of the node, a data set of episodes, or one of LeRobot."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 from pi05_ros.errors import BagError, ConfigError
 from pi05_ros.model.checkpoint import Checkpoint
 from pi05_ros.model.weights import WeightSource
+from pi05_ros.quantize.lerobot import ACTIONS, STATES, LeRobotDataset
 from pi05_ros.quantize.samples import Sample, drawn
 from pi05_ros.runtime.policy import embedded_model
 from pi05_ros.schema import ModelInputs, Observation
 from pi05_ros.train.dataset import read_episodes, read_index
 from pi05_ros.train.statistics import action_chunk, check_robot
+from pi05_ros.transforms.actions import JointUnits
 from pi05_ros.transforms.prompt import PromptTokenizer
 from pi05_ros.transforms.robot import RobotTransforms
 from pi05_ros.transforms.robot_file import Robot
@@ -45,6 +47,35 @@ def dataset_samples(directory: Path, transforms: RobotTransforms, count: int, se
                 chunk = transforms.encode_actions(action_chunk(episode, step, horizon), state)
                 found[first + frame] = inputs, chunk[None]
         first += len(episode.images)
+    return drawn([found[one] for one in wanted], transforms.config, seed)
+
+
+def lerobot_samples(directory: Path, transforms: RobotTransforms, count: int, seed: int) -> list[Sample]:
+    """`count` frames drawn from the whole LeRobot data set, each with the actions that followed it.
+
+    Raises:
+        ConfigError: the data set is damaged, of another robot, or has fewer frames; the extra `lerobot` is missing.
+    """
+    data, robot, horizon = LeRobotDataset(directory), transforms.robot, transforms.config.action_horizon
+    states, actions = data.feature(STATES, robot.state_dim, robot), data.feature(ACTIONS, robot.action_dim, robot)
+    cameras, units = data.cameras(robot), JointUnits.of(robot.joints) if robot.joints else None
+    ends = np.cumsum([episode.length for episode in data.episodes])
+    wanted = choose(int(ends[-1]) if len(ends) else 0, count, seed, f"data set {directory}")
+    found = dict[int, Encoded]()
+    for number in sorted(set(np.searchsorted(ends, wanted, side="right").tolist())):
+        episode = data.episodes[number]
+        first, rows = int(ends[number]) - episode.length, data.rows(episode, [states, actions, *cameras.values()])
+        for row in (one - first for one in wanted if first <= one < first + episode.length):
+            images = {slot: data.frame(episode, camera, rows, row) for slot, camera in cameras.items()}
+            for slot in images:
+                if robot.cameras[slot].rotate_180:  # they lie as the trainer saw them, and `encode` turns them
+                    images[slot] = images[slot][::-1, ::-1]
+            state, chunk = np.array(rows[states][row]), np.array(rows[actions])[row:row + horizon]
+            chunk = np.pad(chunk, ((0, horizon - len(chunk)), (0, 0)), mode="edge")
+            if units:  # from the numbers of the training data
+                state, chunk = state * units.scale + units.offset, units.invert(chunk, state)
+            inputs = transforms.encode(Observation(images, state, data.prompt(rows["task_index"][row])))
+            found[first + row] = inputs, transforms.encode_actions(chunk, state)[None]
     return drawn([found[one] for one in wanted], transforms.config, seed)
 
 

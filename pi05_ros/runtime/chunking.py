@@ -138,7 +138,8 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     times_ns = [t for t in running.points_ns() if now_ns < t < join_ns] + [join_ns]
     positions, velocities = (np.array(part) for part in zip(*map(running.at, times_ns), strict=True))
     lost = _lost(running, measured, limits, command.stop_time_s)
-    return Start((np.array(times_ns) - chunk.stamp_ns) * 1e-9, np.where(lost, measured.positions, positions),
+    there = _led_back(measured.positions, limits, (np.array(times_ns) - now_ns)[:, None] * 1e-9)
+    return Start((np.array(times_ns) - chunk.stamp_ns) * 1e-9, np.where(lost, there, positions),
                  np.where(lost, 0.0, velocities), running.rests_until_ns)
 
 
@@ -172,6 +173,12 @@ def _can_leave(running: JointTrajectoryPlan, join_ns: int, chunk: ActionChunk, t
     carried = position + velocity / 3 * span
     beyond = (velocity > 0) & (carried > limits.upper) | (velocity < 0) & (carried < limits.lower)
     return not beyond.any()
+
+
+def _led_back(positions: np.ndarray, limits: JointLimits, within_s: np.ndarray) -> np.ndarray:
+    """Positions [J] inside the limits, or as near to them as the permitted speed brings a joint in [K, 1] seconds."""
+    reach = SLOPE_SHARE * limits.velocity * within_s
+    return positions + np.clip(np.clip(positions, limits.lower, limits.upper) - positions, -reach, reach)
 
 
 def _lost(running: JointTrajectoryPlan, measured: JointMeasurement, limits: JointLimits, lag_s: float) -> np.ndarray:

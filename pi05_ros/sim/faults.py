@@ -20,6 +20,7 @@ KINDS = tuple(kind for kind in ALL if kind not in (*OF_PUBLISHERS, *OF_PROCESSES
 ON_THE_WIRE = tuple(kind for kind in ALL if kind not in (*OF_POLICY, *OF_PROCESSES))
 OF_IMAGES = ("encoding", "size")
 OF_JOINTS = ("not_a_number", "missing_joint")
+RARER = 0.9  # share of the jumps of the clock that become another fault: after one, speed is not judged for a while
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,7 @@ class FaultPlan:
 
     def _one(self, rng: np.random.Generator, cameras: list[str]) -> Fault:
         kind = self.kinds[rng.integers(len(self.kinds))]
+        if kind == "clock_jump" and rng.random() < RARER:
+            kind = self.kinds[rng.integers(len(self.kinds))]
         targets = cameras if kind in OF_IMAGES else ["state"] if kind in OF_JOINTS else self.slots
         return Fault(kind, targets[rng.integers(len(targets))], float(rng.random()))

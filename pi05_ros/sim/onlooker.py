@@ -16,6 +16,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.transforms.robot_file import Robot
 
+OVERSHOOT = 0.1  # a servo that follows a trajectory at its limit is a little faster for moments
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -88,9 +89,12 @@ class Onlooker(Node):
                 self._diagnostics = {pair.key: pair.value for pair in status.values}
                 self._diagnostics["message"] = status.message
 
-    def problems(self) -> list[str]:
-        """Why this run was not good; empty if it was."""
+    def problems(self, lockstep: bool) -> list[str]:
+        """Why this run was not good; empty if it was. In lockstep, where no command is late, the joints themselves must
+        keep their speed, too."""
         found = sorted(set(self._violations))
+        if lockstep and self._fastest > 1.0 + OVERSHOOT:
+            found.append(f"a joint moved at {self._fastest:.2f} of its speed limit")
         if len(self._arrivals) < 2:
             found.append(f"expected a stream of trajectories, received {len(self._arrivals)}")
         elif not (self._high - self._low > 1e-3).any():

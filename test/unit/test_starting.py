@@ -44,6 +44,21 @@ def test_leads_a_robot_back_that_stands_outside_its_limits():
     assert (np.diff(plan.positions[:, 0], prepend=1.3) <= 1e-12).all() and plan.positions[-1, 0] < 1.0
 
 
+@pytest.mark.parametrize(("beyond", "inside"), [(0.05, True), (0.4, False)])
+def test_a_robot_that_is_found_outside_its_limits_before_it_begins_to_move_is_not_commanded_there(beyond, inside):
+    """Its clock had jumped: nobody knew that it still moved. It waits to begin, and is led back meanwhile."""
+    ended = JointTrajectoryPlan(NOW - 10**9, np.array([0.1]), np.array([[0.2, 0.0]]), np.zeros((1, 2)))
+    waits = plan_chunk(chunk(np.zeros((40, 2))), LIMITS, measured([0.6, 0.0]), NOW, CommandLimits(), ended)
+    assert waits.times_s[0] > 0.3
+    later, found = NOW + 100_000_000, [1.0 + beyond, 0.0]
+    plan = plan_chunk(replace(chunk(np.zeros((40, 2))), stamp_ns=later), LIMITS, measured(found, later), later,
+                      CommandLimits(), waits)
+    led_s = plan.times_s[0]
+    assert (plan.positions[:, 0] <= 1.0).all() == inside
+    assert plan.positions[0, 0] == pytest.approx(max(1.0, 1.0 + beyond - led_s * 2.0 * 2 / 3))
+    assert (np.diff(plan.positions[:, 0]) <= 1e-12).all() and plan.positions[-1, 0] < 1.0
+
+
 def test_a_chunk_after_a_hold_starts_where_it_ended_and_not_where_the_robot_was_measured_before():
     line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
