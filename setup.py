@@ -68,7 +68,7 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.7"],
         "tensorrt": [f"tensorrt-cu13>=11.0{X86_LINUX}"],
         "tensorrt_rtx": [f"tensorrt-rtx-cu13>=1.7{X86_LINUX}"],
-        "torch_tensorrt": [f"torch-tensorrt>=2.6{X86_LINUX}"],  # its minor version follows PyTorch's
+        "torch_tensorrt": [f"torch-tensorrt>=2.10{X86_LINUX}"],  # its minor version follows PyTorch's
         "quantize": ["nvidia-modelopt>=0.47", "requests", "huggingface_hub"],  # ModelOpt uses both undeclared
         "test": [
             "av>=12",

@@ -31,6 +31,7 @@ ALLOWED = {
     "transforms": f"{CONTRACTS} sentencepiece PIL yaml",
     "model": f"{CONTRACTS} transforms.images torch safetensors",
     "backends": f"{MODEL} triton cuda tensorrt tensorrt_rtx torch_tensorrt onnx onnx_ir onnxscript onnxruntime",
+    "backends.torch_tensorrt": f"{BACKENDS} torch_tensorrt modelopt",
     "runtime": f"{TRANSFORMS} backends.base torch model.checkpoint model.pinned model.recipe model.weights",
     "runtime.gpu_sensors": "torch pynvml",
     "ros": f"{TRANSFORMS} runtime {ROS}",  # no torch: the node makes no CUDA call

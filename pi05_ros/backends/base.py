@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 STAGES = ("images", "vision", "prefix", "expert")
 # name -> module with `build(stages, source, device, dtype, resize, on_progress) -> Stages`
 BACKENDS = {"eager": "pi05_ros.backends.eager", "cuda": "pi05_ros.backends.cuda.build",
-            "tensorrt": "pi05_ros.backends.tensorrt.load", "tensorrt_rtx": "pi05_ros.backends.tensorrt.load_rtx"}
+            "tensorrt": "pi05_ros.backends.tensorrt.load", "tensorrt_rtx": "pi05_ros.backends.tensorrt.load_rtx",
+            "torch_tensorrt": "pi05_ros.backends.torch_tensorrt.load"}
 
 
 class Stages(Protocol):

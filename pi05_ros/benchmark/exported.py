@@ -22,7 +22,11 @@ LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 
 
 def open_runner(name: str, directory: Path, float16: str = "copy") -> Run:
-    """`onnxruntime` on this CPU, or the `tensorrt` or `tensorrt_rtx` engines built of the export, on a GPU."""
+    """`onnxruntime` or `torch` on this CPU, or engines of that flavour built of the export, on a GPU."""
+    if name == "torch":
+        from pi05_ros.backends.torch_tensorrt.program_runner import ProgramRunner
+
+        return ProgramRunner(directory)
     if name == "onnxruntime":
         from pi05_ros.backends.tensorrt.onnx_cpu import OnnxRunner
 
@@ -34,12 +38,14 @@ def open_runner(name: str, directory: Path, float16: str = "copy") -> Run:
 
 @dataclass(frozen=True)
 class Compared:
-    """Relative error of one output: norm of the difference over norm of eager's."""
+    """Relative error of one output: norm of the difference over norm of eager's. layers: the same for each layer of
+    keys and values."""
 
     graph: str
     output: str
     case: str
     error: float
+    layers: tuple[float, ...] = ()
 
 
 def draw_shapes(manifest: Manifest, count: int, random: np.random.Generator) -> list[tuple[int, int]]:
@@ -86,9 +92,14 @@ def compare(manifest: Manifest, references: Sequence[Reference], run: Run) -> It
     for graph in (graph for graph in GRAPHS if graph in manifest.stages):
         for one in references:
             for output, case, mine, eager in _outputs(manifest, graph, one, run, modulations):
-                error = float(np.linalg.norm(mine.astype(np.float64) - eager) / (np.linalg.norm(eager) or 1.0)) \
-                    if mine.shape == eager.shape else float("inf")
-                yield Compared(graph, output, case, error)
+                layers = zip(mine, eager, strict=True) if graph == "prefix" and len(mine) == len(eager) else ()
+                yield Compared(graph, output, case, _error(mine, eager), tuple(_error(*each) for each in layers))
+
+
+def _error(mine: np.ndarray, eager: np.ndarray) -> float:
+    if mine.shape != eager.shape:
+        return float("inf")
+    return float(np.linalg.norm(mine.astype(np.float64) - eager) / (np.linalg.norm(eager) or 1.0))
 
 
 def _outputs(manifest: Manifest, graph: str, one: Reference, run: Run,

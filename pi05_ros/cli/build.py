@@ -13,6 +13,11 @@ engine in which a matrix product is computed in a higher precision than the grap
 has not been executed on real hardware yet: `--flavour tensorrt` of release 9 and later, loading and running engines on
 Jetson or RTX, and what the engine inspector says there (docs/tensorrt.md has the table and what to report back).
 
+--flavour torch_tensorrt takes programs (`pi05 export --format torch`) and settings of torch_tensorrt from
+config/torch_tensorrt.yaml or --settings. A stage has to become one engine: operators that would stay in PyTorch are
+named and refused. Layers that fall back to float32 are not seen, as torch_tensorrt's engines do not tell types. Not
+executed on real hardware at all.
+
 JSON: engines [{graph, file, bytes, seconds, built, products {dtype: number}, inspected, judged, fallbacks,
 memory_bytes}], flavour, version, gpu, output, peak_memory_gb.
 """
@@ -25,10 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 from pi05_ros.cli.options import positive_number
 from pi05_ros.cli.report import Report, console, peak_memory_gb, progress, table
+from pi05_ros.config import share_directory
 from pi05_ros.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pi05_ros.backends.tensorrt.api import Api
+    from pi05_ros.backends.tensorrt.build import Built
     from pi05_ros.backends.tensorrt.names import Manifest
     from pi05_ros.backends.tensorrt.plan_cache import PlanEntry
 
@@ -40,8 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="where engines are kept (default: PI05_ENGINES, else the cache directory)")
     parser.add_argument("--graphs", metavar="LIST", help="only these of the export, separated by commas")
-    parser.add_argument("--flavour", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt",
-                        help="tensorrt: Jetson, data centre; tensorrt_rtx: RTX desktops (default: tensorrt)")
+    parser.add_argument("--flavour", choices=("tensorrt", "tensorrt_rtx", "torch_tensorrt"), default="tensorrt",
+                        help="tensorrt: Jetson, data centre; tensorrt_rtx: RTX desktops; torch_tensorrt: as tensorrt, "
+                             "from programs (default: tensorrt)")
+    parser.add_argument("--settings", type=Path, metavar="FILE",
+                        help="torch_tensorrt: YAML of its settings (default: config/torch_tensorrt.yaml)")
     parser.add_argument("--gpu", metavar="X.Y",
                         help="tensorrt_rtx: compute capability to build for, without one of it here (8.6, 8.9, 12.0)")
     parser.add_argument("--device", default="cuda", help="the GPU to build on (default: cuda)")
@@ -63,11 +75,15 @@ def run(args: argparse.Namespace) -> Report:
 
     manifest = read_manifest(args.export)
     names = graph_names(args.graphs, manifest)
+    for name in names:
+        manifest.stages[name].check_kind(opset=args.flavour != "torch_tensorrt")
+    workspace = int(args.workspace * 1e9) if args.workspace else None
+    make, settings = maker(args, workspace)
     api = load_api(args.flavour)
     gpu, target, here = place(api, args.gpu, args.device)
-    workspace = int(args.workspace * 1e9) if args.workspace else None
-    options = BuildOptions(workspace, args.level, target, args.allow_fallback)
-    builder = Builder(api, args.export, manifest, args.output or engines_directory(), gpu, options, here, args.again)
+    options = BuildOptions(workspace, args.level, target, args.allow_fallback, settings)
+    builder = Builder(api, args.export, manifest, args.output or engines_directory(), gpu, options, here, args.again,
+                      make)
     console.print(f"{api.flavour} {api.version}, for {gpu}, into {builder.output}", highlight=False)
     rows = []
     for name in names:
@@ -83,6 +99,39 @@ def run(args: argparse.Namespace) -> Report:
         console.print("Not loaded here, so not looked into: `pi05 engines --load` on the machine with the GPU does.")
     return Report(ok=True, data={"engines": rows, "flavour": api.flavour, "version": api.version, "gpu": gpu,
                                  "output": str(builder.output), "peak_memory_gb": peak_memory_gb()})
+
+
+def maker(args: argparse.Namespace, workspace: int | None) -> tuple[Callable[..., Built], dict[str, Any]]:
+    """Who makes an engine, and torch_tensorrt's settings."""
+    if args.flavour != "torch_tensorrt":
+        from pi05_ros.backends.tensorrt.build import build_engine
+
+        if args.settings is not None:
+            raise ConfigError("--settings", expected="--flavour torch_tensorrt with it", received=args.flavour,
+                              way_out="Leave it out: --workspace and --level are for all flavours.")
+        return build_engine, {}
+    from pi05_ros.backends.torch_tensorrt import compile
+
+    settings = read_settings(args.settings or share_directory() / "config" / "torch_tensorrt.yaml")
+    return compile.build_engine, compile.all_settings(compile.installed(), settings, workspace, args.level)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file of names and values; ConfigError for any other."""
+    import yaml
+
+    from pi05_ros.backends.torch_tensorrt.settings import check_names
+
+    try:
+        stored = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(str(path), expected="a YAML file of settings", received=str(error),
+                          way_out="Begin with a copy of config/torch_tensorrt.yaml.") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(str(path), expected="names and values", received=type(stored).__name__,
+                          way_out="Begin with a copy of config/torch_tensorrt.yaml.")
+    check_names(stored)
+    return {str(name): value for name, value in stored.items()}
 
 
 def graph_names(wanted: str | None, manifest: Manifest) -> list[str]:

@@ -8,12 +8,17 @@ Eager runs first and stage by stage, then the graphs one by one: in memory is on
 What eager gave is kept in --reference DIR, so that other exports of the same weights, and engines on other machines,
 are judged without it.
 
+Programs (`pi05 export --format torch`) are read from the disk and run by PyTorch on the CPU, in their own types; their
+engines with --runner torch_tensorrt. Keys and values are compared layer by layer: a layer with another's weights shows.
+Runners of engines have not been executed on real hardware yet (docs/tensorrt.md).
+
 onnxruntime on a CPU has no bfloat16 arithmetic and no float8 worth the name: graphs of 16 bits are run as float32
 copies, so that what is checked is the graph and its rounded weights (--native: float16 as it is). The gate is --limit,
 by default 1e-4 for float32, 5e-3 for float16, 3e-2 for bfloat16; an export in float8 needs it given. With --scales the
 Linears of eager round to float8 too: what is left is the graph's own error.
 
-JSON: runner, limit, graphs {graph: worst relative error}, cases [{graph, output, case, error}], peak_memory_gb.
+JSON: runner, limit, graphs {graph: worst relative error}, cases [{graph, output, case, error, layers}],
+peak_memory_gb.
 """
 
 from __future__ import annotations
@@ -39,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint that was exported")
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny",
                         help="without --checkpoint: size of the model with random weights (default: tiny)")
-    parser.add_argument("--runner", choices=("onnxruntime", "tensorrt", "tensorrt_rtx"), default="onnxruntime",
-                        help="who runs the graphs (default: onnxruntime, on this CPU)")
+    parser.add_argument("--runner", choices=("onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "torch_tensorrt"),
+                        help="who runs the graphs (default: onnxruntime, or torch for programs, on this CPU)")
     parser.add_argument("--native", action="store_true", help="onnxruntime: run float16 graphs in float16")
     parser.add_argument("--limit", type=positive_number, metavar="X", help="largest relative error that is no failure")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="keep there what eager gave, or read it")
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace) -> Report:
     from pi05_ros.cli.options import weight_source
 
     manifest = read_manifest(args.export)
+    args.runner = args.runner or ("torch" if manifest.opset is None else "onnxruntime")
     precisions = [spec.precision for spec in manifest.stages.values()]
     if args.limit is None and any(precision["quantisation"] != "none" for precision in precisions):
         raise ConfigError("--limit", expected="a number, because the export is in float8", received="none",

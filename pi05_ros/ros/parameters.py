@@ -50,7 +50,7 @@ PARAMETERS = (
                   choices=("tiny", "full")),
     ParameterSpec("robot", "arm6", "Robot: a name from config/robots or the path of a YAML file."),
     ParameterSpec("tokenizer", "", "SentencePiece model; empty: the one in the checkpoint's directory."),
-    ParameterSpec("backend", "eager", "Backend: eager, cuda, tensorrt or tensorrt_rtx, or one a stage: "
+    ParameterSpec("backend", "eager", "Backend: eager, cuda, tensorrt, tensorrt_rtx or torch_tensorrt, or one a stage: "
                   "vision=cuda,expert=eager."),
     ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:<number>."),
     ParameterSpec("dtype", "float32", "Precision of the weights.", choices=("float32", "bfloat16")),

@@ -16,7 +16,8 @@ from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import Guidance, ModelInputs
 
 pytestmark = pytest.mark.gpu
-FLAVOURS = {"tensorrt": ("tensorrt", "tensorrt_bindings"), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+FLAVOURS = {"tensorrt": ("tensorrt", "tensorrt_bindings"), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+            "torch_tensorrt": ("torch_tensorrt",)}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
@@ -33,12 +34,15 @@ def test_engines_give_what_eager_gives(tmp_path, monkeypatch, capsys, flavour, d
         pytest.skip(f"needs {flavour}")
     if flavour == "tensorrt_rtx" and torch.cuda.get_device_capability()[0] in (9, 10, 11):
         pytest.skip("TensorRT-RTX is for desktop GPUs")
-    pytest.importorskip("onnxscript", reason="needs the extra export")
+    if flavour != "torch_tensorrt":
+        pytest.importorskip("onnxscript", reason="needs the extra export")
     from pi05_ros.backends.tensorrt.export import ExportOptions, export_stages
+    from pi05_ros.backends.torch_tensorrt.program_files import export_programs
 
     source = RecipeSource(tiny_config())
-    export_stages(source, tmp_path / "export", ("vision", "prefix", "expert"),
-                  ExportOptions(dtype=dtype, cameras=3, tokens=48), origin={"fingerprint": fingerprint(source)})
+    export = export_programs if flavour == "torch_tensorrt" else export_stages
+    export(source, tmp_path / "export", ("vision", "prefix", "expert"),
+           ExportOptions(dtype=dtype, cameras=3, tokens=48), origin={"fingerprint": fingerprint(source)})
     monkeypatch.setenv("PI05_ENGINES", str(tmp_path / "engines"))
     assert main(["build", str(tmp_path / "export"), "--flavour", flavour]) == 0
     assert all(engine["inspected"] for engine in json.loads(capsys.readouterr().out)["engines"])

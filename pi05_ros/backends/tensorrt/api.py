@@ -13,9 +13,11 @@ from typing import Any
 
 from pi05_ros.errors import BackendError
 
-# flavour -> names of its module; the second is what PyPI's `...-bindings` packages install
-MODULES = {"tensorrt": ("tensorrt", "tensorrt_bindings"), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-OLDEST = {"tensorrt": (8, 6), "tensorrt_rtx": (1, 1)}
+# flavour -> names of its module; the second is what PyPI's `...-bindings` packages install. Engines that torch_tensorrt
+# made are ordinary ones: `torch_tensorrt` is `tensorrt`, known by another name so that the two are not mixed up.
+MODULES = {"tensorrt": ("tensorrt", "tensorrt_bindings"), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+           "torch_tensorrt": ("tensorrt", "tensorrt_bindings")}
+OLDEST = {"tensorrt": (8, 6), "tensorrt_rtx": (1, 1), "torch_tensorrt": (10, 0)}
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8", "INT8": "int8", "INT32": "int32",
           "INT64": "int64", "BOOL": "bool", "UINT8": "uint8", "INT4": "int4", "FP4": "float4", "E8M0": "float8_e8m0"}
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4, "float4": 4}
@@ -148,9 +150,9 @@ def load_api(flavour: str) -> Api:
 
 
 def _install(flavour: str) -> str:
-    if flavour == "tensorrt":
+    if flavour != "tensorrt_rtx":
         return ("On a Jetson: sudo apt install python3-libnvinfer, and a virtual environment with system packages; "
-                "elsewhere: pip install 'pi05_ros[tensorrt]'. Or use backend 'eager'.")
+                f"elsewhere: pip install 'pi05_ros[{flavour}]'. Or use backend 'eager'.")
     return "Install it: pip install 'pi05_ros[tensorrt_rtx]'. Or use backend 'eager'."
 
 

@@ -26,12 +26,13 @@ class BuildOptions:
     """workspace_bytes: the most memory a kernel may use beside its inputs and outputs; None: all of the GPU's.
     level: TensorRT's optimisation level 0..5, more is slower to build; None: its own. target: "8.9", the compute
     capability to build for (RTX only; None: this machine's GPU). allow_fallback: keep an engine in which layers fell
-    back."""
+    back. settings: torch_tensorrt's."""
 
     workspace_bytes: int | None = None
     level: int | None = None
     target: str | None = None
     allow_fallback: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Built:
     messages: tuple[str, ...]
     seconds: float
     timing_cache: Any = field(default=None, repr=False)
+    bindings: Mapping[str, str] = field(default_factory=dict)  # as in PlanEntry
 
 
 def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOptions = BuildOptions(),  # noqa: B008

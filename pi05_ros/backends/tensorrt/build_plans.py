@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from pi05_ros.errors import BackendError
 @dataclass(frozen=True)
 class Builder:
     """export: directory of the manifest. output: where engines are kept. gpu: of `PlanKey`. inspect: this machine has
-    the GPU that is built for, so engines can be loaded and looked into. again: also what is there already."""
+    the GPU that is built for, so engines can be loaded and looked into. again: also what is there already. make: how
+    one engine is made, with the arguments of `build_engine`."""
 
     api: Api
     export: Path
@@ -37,12 +39,13 @@ class Builder:
     options: BuildOptions
     inspect: bool
     again: bool = False
+    make: Callable[..., Built] = build_engine
 
     def key(self, name: str) -> PlanKey:
         graph = self.manifest.stages[name]
         profile = {spec.name: [list(spec.min), list(spec.opt), list(spec.max)] for spec in graph.inputs}
         return PlanKey(name, graph.weights_hash, profile, dict(graph.precision), self.api.flavour, self.api.version,
-                       self.gpu, self.options.workspace_bytes, self.options.level)
+                       self.gpu, self.options.workspace_bytes, self.options.level, dict(self.options.settings))
 
     def build(self, name: str, progress: Progress) -> tuple[PlanEntry, bool]:
         """The engine of graph `name`, and whether it was built now.
@@ -59,14 +62,14 @@ class Builder:
                 check_fallbacks(entry, self.options.allow_fallback)
                 return entry, False
         file = self.export / graph.file
-        if files_hash(file, file.with_name(file.name + ".data")) != graph.weights_hash:
+        if files_hash(*(self.export / part for part in graph.files)) != graph.weights_hash:
             raise BackendError(f"'{file}'", expected="the files that export.json describes (sha256)",
                                received="other contents", way_out="Copy the export whole, or export again.")
         timing = read_timing_cache(self.output, self.api.flavour, self.api.version, self.gpu)
-        built = build_engine(self.api, file, graph, self.options, timing, self.inspect, progress)
+        built = self.make(self.api, file, graph, self.options, timing, self.inspect, progress)
         write_timing_cache(self.output, self.api.flavour, self.api.version, self.gpu, built.timing_cache)
         entry = PlanEntry(key, "", "", 0, built.inputs, built.outputs, dict(self.manifest.config),
-                          dict(self.manifest.source), graph.steps, report(built))
+                          dict(self.manifest.source), graph.steps, report(built), dict(built.bindings))
         entry = write_plan(self.output, entry, built.plan)
         write_text(self.output / f"{described.stem}.log", build_log(graph, built))
         if built.inspected:

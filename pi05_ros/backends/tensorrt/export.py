@@ -70,7 +70,7 @@ def export_stages(source: WeightSource, directory: Path, stages: Iterable[str], 
         for parameter in program.module.parameters():  # onnxscript's rules keep the last graph that they saw
             parameter.data = parameter.data.new_empty(0)
     manifest = Manifest(stages=written, config=dataclasses.asdict(source.config), source=dict(origin),
-                        opset=max(spec.opset for spec in written.values()), versions=versions())
+                        opset=max(spec.opset or 0 for spec in written.values()), versions=versions())
     manifest.write(directory)
     return manifest
 

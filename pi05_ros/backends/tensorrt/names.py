@@ -49,17 +49,30 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX file. precision: dtype, residual, attention and quantisation of the graph; bytes: of its weights."""
+    """One graph: `<name>.onnx` with its weights beside it, or `<name>.pt2`, a program of torch.export, which has no
+    opset. precision: dtype, residual, attention and quantisation of the graph; bytes: of its weights."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     precision: Mapping[str, str]
-    opset: int
+    opset: int | None
     weights_hash: str
     nodes: int = 0
     bytes: int = 0
     steps: int | None = None  # of `loop`
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,) if self.opset is None else (self.file, self.file + ".data")
+
+    def check_kind(self, opset: bool) -> None:
+        """ConfigError unless it is an ONNX graph (`opset`), or a program of torch.export."""
+        if (self.opset is not None) != opset:
+            kinds = "a torch.export program", "an ONNX graph"
+            raise ConfigError(f"'{self.file}'", expected=kinds[opset], received=kinds[not opset],
+                              way_out=f"Export with --format {'onnx' if opset else 'torch'}, or take the --flavour or "
+                              "--runner for this one.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Manifest:
     stages: Mapping[str, GraphSpec]
     config: Mapping[str, Any]
     source: Mapping[str, str]
-    opset: int
+    opset: int | None
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -108,10 +121,10 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise ConfigError(str(path), expected="a whole manifest", received=f"{type(error).__name__}: {error}",
                           way_out="Export again with this version.") from error
     for graph in stages.values():
-        for file in (graph.file, graph.file + ".data"):
+        for file in graph.files:
             if not (path.parent / file).is_file():
                 raise ConfigError(str(path.parent / file), expected="a file of the export", received="none",
-                                  way_out="Copy the whole directory: each graph has an .onnx and an .onnx.data.")
+                                  way_out="Copy the whole directory: an .onnx has an .onnx.data beside it.")
     return manifest
 
 

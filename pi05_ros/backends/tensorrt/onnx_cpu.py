@@ -27,6 +27,7 @@ class OnnxRunner:
     def __call__(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inputs float32 or int32 by name to outputs float32 by name."""
         spec = graph_of(self.manifest, graph)
+        spec.check_kind(opset=True)
         session = self._open(graph, spec)
         native = self._native(spec)
         types = {t.name: t.dtype for t in spec.inputs}

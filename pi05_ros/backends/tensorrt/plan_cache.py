@@ -34,6 +34,7 @@ class PlanKey:
         flavour, version: of TensorRT, which loads only what the same release built.
         gpu: `gpu_name()` of the machine, or "sm_89" where the engine is built for a compute capability.
         workspace_bytes, level: build options.
+        settings: of torch_tensorrt, with its version; empty for engines made of ONNX graphs.
     """
 
     graph: str
@@ -45,16 +46,19 @@ class PlanKey:
     gpu: str
     workspace_bytes: int | None = None
     level: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        told = {name: value for name, value in asdict(self).items() if name != "settings" or value}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class PlanEntry:
     """What the JSON holds. source, config: of the model, from the manifest; sha256, bytes: of the plan's file.
 
+    bindings: what the engine calls our tensors, where that differs.
     report: for a person and `pi05 engines`: seconds, products, layers and fallbacks, memory_bytes, messages.
     """
 
@@ -68,12 +72,17 @@ class PlanEntry:
     source: Mapping[str, str]
     steps: int | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
+    bindings: Mapping[str, str] = field(default_factory=dict)
     format: str = FORMAT
     directory: Path = Path()  # where it was read; not stored
 
     @property
     def path(self) -> Path:
         return self.directory / self.file
+
+    def binding(self, name: str) -> str:
+        """What the engine calls our tensor `name`."""
+        return self.bindings.get(name, name)
 
 
 def gpu_name(name: str, capability: tuple[int, int], multiprocessors: int) -> str:

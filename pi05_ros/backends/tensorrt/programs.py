@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from pi05_ros.backends.tensorrt import graphs
 from pi05_ros.backends.tensorrt.names import DTYPES, GRAPHS, TensorSpec
@@ -57,15 +60,15 @@ class StageProgram:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def export(self) -> torch.export.ExportedProgram:
-        """The traced program; dynamic axes keep their names."""
+    def export(self) -> ExportedProgram:
+        """The traced program with the weights that it reads; dynamic axes keep their names."""
         axes = {(name, low, high): torch.export.Dim(name, min=low, max=high)
                 for spec in self.inputs for name, low, high in zip(spec.shape, spec.min, spec.max, strict=True)
                 if isinstance(name, str)}
         dynamic = {spec.name: {i: axes[axis] for i, axis in enumerate(zip(spec.shape, spec.min, spec.max, strict=True))
                                if axis in axes} for spec in self.inputs}
         with torch.no_grad():
-            return torch.export.export(self.module, self.examples, dynamic_shapes=dynamic)
+            return without_unread(torch.export.export(self.module, self.examples, dynamic_shapes=dynamic))
 
 
 def stage_program(name: str, source: weights.WeightSource, options: ExportOptions,
@@ -80,6 +83,20 @@ def stage_program(name: str, source: weights.WeightSource, options: ExportOption
     model = weights.load(source, "cpu", getattr(torch, options.dtype), [MODULES[name]], on_progress)
     inputs, outputs = bindings(source.config, options)[name]
     return StageProgram(name, module_of(name, model, options), tuple(map(example, inputs)), inputs, outputs)
+
+
+def without_unread(program: ExportedProgram) -> ExportedProgram:
+    """Take out the weights that no operator reads: those of other stages, which were loaded without memory, and of the
+    layers that the graph leaves out."""
+    specs = program.graph_signature.input_specs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    unread = [spec for spec in specs if spec.kind == InputKind.PARAMETER and not nodes[spec.arg.name].users]
+    for spec in unread:
+        program.graph.erase_node(nodes[spec.arg.name])
+        specs.remove(spec)
+        program.state_dict.pop(cast(str, spec.target))
+    program.graph_module.recompile()
+    return program
 
 
 def module_of(name: str, model: Pi05, options: ExportOptions) -> nn.Module:

@@ -84,19 +84,20 @@ class Engine:
         for mode, specs in ((modes.INPUT, self.entry.inputs), (modes.OUTPUT, self.entry.outputs)):
             found = {name for name in names if engine.get_tensor_mode(name) == mode}
             for spec in specs:
-                shape = tuple(engine.get_tensor_shape(spec.name)) if spec.name in found else None
+                name = self.entry.binding(spec.name)
+                shape = tuple(engine.get_tensor_shape(name)) if name in found else None
                 if shape is None or not self._agrees(spec, shape):
-                    dtype = self.api.dtype(engine.get_tensor_dtype(spec.name)) if shape is not None else ""
+                    dtype = self.api.dtype(engine.get_tensor_dtype(name)) if shape is not None else ""
                     raise BackendError(f"binding '{spec.name}' of engine '{self.entry.path}'",
                                        expected=f"{spec.dtype} {list(spec.shape)}", way_out="Run `pi05 build` again.",
                                        received=f"{dtype} {list(shape)}" if shape is not None else "none")
-            if extra := found - {spec.name for spec in specs}:
+            if extra := found - {self.entry.binding(spec.name) for spec in specs}:
                 raise BackendError(f"engine '{self.entry.path}'", way_out="Run `pi05 build` again.",
                                    expected=f"bindings {', '.join(spec.name for spec in specs)}",
                                    received=f"also {', '.join(sorted(extra))}")
 
     def _agrees(self, spec: TensorSpec, shape: Shape) -> bool:
-        same = self.api.dtype(self._engine.get_tensor_dtype(spec.name)) == spec.dtype
+        same = self.api.dtype(self._engine.get_tensor_dtype(self.entry.binding(spec.name))) == spec.dtype
         return same and len(shape) == len(spec.shape) and all(
             not isinstance(wanted, int) or found in (-1, wanted)
             for found, wanted in zip(shape, spec.shape, strict=True))
@@ -142,7 +143,8 @@ class Execution:
         specs = (*self.engine.entry.inputs, *self.engine.entry.outputs)
         for spec in specs:
             address = self._addresses.get(spec.name, 0)
-            if address == 0 or not self._context.set_tensor_address(spec.name, address):
+            name = self.engine.entry.binding(spec.name)
+            if address == 0 or not self._context.set_tensor_address(name, address):
                 raise BackendError(f"binding '{spec.name}' of engine '{self.engine.entry.path}'",
                                    expected="a device address", received=hex(address), way_out="Correct the caller.")
 
@@ -157,7 +159,7 @@ class Execution:
                 raise BackendError(f"shape of '{spec.name}'", expected=f"{list(spec.min)} to {list(spec.max)}",
                                    received=str(list(shape)), way_out="Trim the inputs, or export with --cameras and "
                                    "--tokens as they are here and build again.")
-            if not self._context.set_input_shape(spec.name, shape):
+            if not self._context.set_input_shape(self.engine.entry.binding(spec.name), shape):
                 raise BackendError(f"shape of '{spec.name}'", expected=f"TensorRT to take {list(shape)}",
                                    received=self.engine.reason, way_out="Run `pi05 build` again.")
         if missing := self._context.infer_shapes():
@@ -165,7 +167,7 @@ class Execution:
                                received=f"none for {', '.join(missing)}", way_out="Correct the caller.")
 
     def output_shape(self, name: str) -> Shape:
-        return tuple(self._context.get_tensor_shape(name))
+        return tuple(self._context.get_tensor_shape(self.engine.entry.binding(name)))
 
     def enqueue(self, stream: int) -> None:
         """On `stream`, which must not be the default one. The first time for a shape it may wait for the device."""
