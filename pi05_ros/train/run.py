@@ -133,6 +133,7 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
             looks.append((trainer.step, now))
             if now > saved + SAVE_EVERY_S:
                 trainer.save(output / STATE)
+                write_checkpoint(trainer, prepared, output, dtype)  # what is there if the machine is lost
                 saved = now
             if now > until:
                 break

@@ -135,6 +135,30 @@ def test_a_resumed_run_gives_the_same_bits(data, tmp_path, monkeypatch):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "pieces" / file).read_bytes()
 
 
+def test_a_killed_run_leaves_weights_and_goes_on_from_its_last_save(data, tmp_path, monkeypatch):
+    train(data, tmp_path / "whole", FEW)
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    advance = training.Trainer.advance
+
+    def killed(trainer):
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    with monkeypatch.context() as once:
+        once.setattr(training.Trainer, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "killed", FEW)
+    assert json.loads((tmp_path / "killed" / "training.json").read_text())["step"] == 4
+    left = load_file(tmp_path / "killed" / "model.safetensors")
+    resumed = train(data, tmp_path / "killed", FEW)
+    assert resumed["step"] == 6
+    ended, one = (load_file(tmp_path / run / "model.safetensors") for run in ("killed", "whole"))
+    assert all(torch.equal(tensor, one[name]) for name, tensor in ended.items())
+    assert not all(torch.equal(tensor, left[name]) for name, tensor in ended.items())
+
+
 def test_a_run_is_not_resumed_as_another(data, tmp_path):
     train(data, tmp_path / "run", FEW)
     with pytest.raises(ConfigError, match="learning_rate.*0.003.*0.1.*--output"):
