@@ -16,7 +16,7 @@ from pi05_ros.runtime.policy import Policy, draw_noise
 from pi05_ros.schema import ACTION_DIM, Observation
 from pi05_ros.train import run as training
 from pi05_ros.train.augment import augment
-from pi05_ros.train.dataset import DatasetWriter
+from pi05_ros.train.dataset import DatasetWriter, read_index
 from pi05_ros.train.flow_matching import Batch, PrefixHeads, draw_times, losses
 from pi05_ros.train.presets import PRESETS, TrainSettings
 from pi05_ros.train.samples import draw_batch
@@ -253,3 +253,13 @@ def test_what_is_known_of_the_scene_is_learnt_scaled(tmp_path):
     assert unseen[:, 1].unique().tolist() == pytest.approx([2 * 1.5**0.5], abs=1e-4)
     figures = training.train(prepared, replace(FEW, steps=60, learning_rate=3e-3), tmp_path / "run", CPU, no_bar)
     assert figures["scene_loss"] < 0.9 and figures["held_out_scene_error"] > 0
+
+
+def test_an_episode_has_one_goal_and_guessing_their_mean_costs_one(data):
+    prepared = training.prepare(data, TOY, SETTINGS, no_bar, held_out=1)
+    goals = prepared.samples.goals[:, :TOY.action_dim]
+    assert float(goals.square().mean()) == pytest.approx(1.0, rel=1e-5)
+    assert float(goals.mean(dim=0).abs().max()) < 1e-5
+    episodes = len(read_index(data)["episodes"])
+    assert len(torch.unique(goals, dim=0)) <= episodes - 1
+    assert len(torch.unique(prepared.held_out.goals, dim=0)) == 1
