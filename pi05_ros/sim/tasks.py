@@ -15,7 +15,7 @@ Outcome = Literal["running", "success", "failure"]
 
 PUSH_DISTANCE_M = 0.05  # how far a pushed block must have moved
 PUSH_DRIFT_M = 0.04  # and at most across, or the wrong way
-PRESSED_S = 0.2  # a finger on top of a block that is to be pushed: dragging it along is no push
+PRESSED_S = 0.4  # a finger on top of a block that is to be pushed: dragging it along is no push
 DISTURBED_M = 0.02  # a block that moved further, and should not have, is a failure
 
 # "sideways" is the task with two equally good ways: the mean of both comes down on top of the block.

@@ -156,7 +156,7 @@ def test_a_block_that_is_pressed_on_from_above_is_touched_but_not_pushed(world):
         for share in np.linspace(0.1, 1, 10):
             world.step(np.append(above + share * (pressing - above), 0.0))
         assert world.blocks.touched[COLOURS.index("red")] and not world.blocks.pressed_s > PRESSED_S
-        for _ in range(5):
+        for _ in range(12):
             outcomes[kind] = world.step(np.append(pressing, 0.0))
         assert world.blocks.pressed_s > PRESSED_S
     assert outcomes == {"touch": "success", "sideways": "failure"}
