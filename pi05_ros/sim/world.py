@@ -18,6 +18,7 @@ from pi05_ros.transforms.robot_loader import load_robot
 
 MODEL_FILE = Path(__file__).with_name("tabletop.xml")
 BLOCK_HEIGHT_M = 0.04
+UPRIGHT = 0.7  # of a contact's normal: between a finger and the top of a block, not its side
 SETTLE_STEPS = 20  # physics steps in which the blocks come to rest
 
 
@@ -67,7 +68,7 @@ class TabletopWorld:
         self._command = draw_start(start)
         self.data.qpos[self.qpos] = self._command
         self.data.qpos[self._mimic] = self._command[-1]
-        self._time_ns, self._touched = 0, np.zeros(len(COLOURS), bool)
+        self._time_ns, self._pressed_ns, self._touched = 0, 0, np.zeros(len(COLOURS), bool)
         self.data.ctrl[:] = self._command
         mujoco.mj_step(self.model, self.data, SETTLE_STEPS)
         mujoco.mj_forward(self.model, self.data)
@@ -78,6 +79,7 @@ class TabletopWorld:
     def ask(self, task: Task) -> None:
         """Another task from here on, judged by what happens to the blocks from now."""
         self.task, self._start, self._touched = task, self._block_positions(), np.zeros(len(COLOURS), bool)
+        self._pressed_ns = 0
 
     @property
     def time_ns(self) -> int:
@@ -101,7 +103,7 @@ class TabletopWorld:
 
     @property
     def blocks(self) -> BlockRecord:
-        return BlockRecord(self._start, self._block_positions(), self._touched.copy())
+        return BlockRecord(self._start, self._block_positions(), self._touched.copy(), self._pressed_ns * 1e-9)
 
     @property
     def outcome(self) -> Outcome:
@@ -164,10 +166,13 @@ class TabletopWorld:
         self.data.ctrl[:] = command
         mujoco.mj_step(self.model, self.data)
         self._time_ns += self._step_ns
-        for pair in self.data.contact.geom[:self.data.ncon].tolist():
+        meant, pressed = self._block_geoms[COLOURS.index(self.task.colour)], False
+        for contact, pair in enumerate(self.data.contact.geom[:self.data.ncon].tolist()):
             if not self._fingers.isdisjoint(pair):
                 for block, geom in enumerate(self._block_geoms):
                     self._touched[block] |= geom in pair
+                pressed |= meant in pair and abs(self.data.contact.frame[contact, 2]) > UPRIGHT  # its normal's z
+        self._pressed_ns += self._step_ns * pressed
 
     def _block_positions(self) -> np.ndarray:
         return self.data.xpos[self._blocks, :2].copy()

@@ -21,8 +21,8 @@ class Batch:
     """B samples. Cameras that the robot lacks and slots that pad every prompt are left out, which is exact.
 
     pixels float32 [B, N, 3, s, s] in [-1, 1]; tokens int64 [B, L], token_mask bool [B, L]; actions float32 [B, H, A],
-    normalised and zero padded; goals float32 [B, A], the last action of each episode, likewise; noise float32
-    [B, H, A]; time float32 [B]; scenes float32 [B, K], as in the data set, each column scaled.
+    normalised and zero padded; goals float32 [B, A], the last action of each episode, and scenes float32 [B, K], as in
+    the data set, both scaled (run.py: comparable); noise float32 [B, H, A]; time float32 [B].
     """
 
     pixels: Tensor

@@ -82,12 +82,22 @@ def prepare(directory: Path, robot: Robot, settings: TrainSettings, bar: Bar, he
             if count:
                 here, frames = sum(frames[:count]), frames[count:]
                 parts.append(encode_episodes(islice(episodes, count), here, cameras, transforms, settings.seed, update))
-    mean = parts[0].scenes.mean(dim=0)
-    spread = (parts[0].scenes - mean).square().mean(dim=0).sqrt().clamp(min=1e-6)
-    parts = [replace(part, scenes=(part.scenes - mean) / spread) for part in parts]
+    parts = comparable(parts, robot.action_dim)
     content = (directory / INDEX).read_bytes() + repr((asdict(robot), held_out)).encode()
     return Prepared(parts[0], parts[1] if held_out else None, transforms, stats, model,
                     hashlib.sha256(content).hexdigest())
+
+
+def comparable(parts: list[Samples], robot_action_dim: int) -> list[Samples]:
+    """Goals and scenes centred and scaled by those of the first part, so that guessing their mean costs about 1, as the
+    flow does at first: goals all alike, since joints that hardly move must not count as those that do, scenes each
+    column by itself."""
+    goals, scenes = parts[0].goals, parts[0].scenes
+    goal, scene = goals.mean(dim=0), scenes.mean(dim=0)
+    goal_spread = (goals - goal)[:, :robot_action_dim].square().mean().sqrt().clamp(min=1e-6)
+    scene_spread = (scenes - scene).square().mean(dim=0).sqrt().clamp(min=1e-6)
+    return [replace(part, goals=(part.goals - goal) / goal_spread, scenes=(part.scenes - scene) / scene_spread)
+            for part in parts]
 
 
 def make_trainer(prepared: Prepared, settings: TrainSettings, device: torch.device, compiled: bool = False) -> Trainer:
@@ -133,6 +143,7 @@ def train(prepared: Prepared, settings: TrainSettings, output: Path, device: tor
             looks.append((trainer.step, now))
             if now > saved + SAVE_EVERY_S:
                 trainer.save(output / STATE)
+                write_checkpoint(trainer, prepared, output, dtype)  # what is there if the machine is lost
                 saved = now
             if now > until:
                 break

@@ -25,8 +25,8 @@ GPU_SHARE = 0.5  # of the free memory that images may take; larger data sets sta
 @dataclass(frozen=True, eq=False)
 class Samples:
     """F frames: images uint8 [F, N, s, s, 3] of the cameras that are there, tokens int64 [F, L] and their mask bool
-    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: each episode's last action,
-    scenes float32 [F, K]."""
+    [F, L], actions float32 [F, H, A], normalised and zero padded, goals float32 [F, A]: each episode's last action as
+    it would be encoded at a state of zeros, scenes float32 [F, K]."""
 
     images: Tensor
     tokens: Tensor
@@ -87,9 +87,10 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
     size, horizon = transforms.config.vision.image_size, transforms.config.action_horizon
     images: Tensor | None = None
     tokens, masks, chunks, goals, scenes = [], [], [], [], []
-    wording, row = np.random.default_rng([seed, 1]), 0
+    wording, row, origin = np.random.default_rng([seed, 1]), 0, np.zeros(transforms.robot.state_dim)
     for episode in episodes:
         check_robot(episode, transforms.robot)
+        goal = transforms.encode_actions(episode.actions[-1:], origin)[0]  # the same for all its frames
         assert episode.frame_steps is not None and episode.scene is not None
         scenes.append(episode.scene)
         for frame, step in zip(episode.images, episode.frame_steps, strict=True):
@@ -106,7 +107,7 @@ def encode_episodes(episodes: Iterable[Episode], frames: int, cameras: tuple[str
             tokens.append(inputs.tokens[0])
             masks.append(inputs.token_mask[0])
             chunks.append(transforms.encode_actions(action_chunk(episode, int(step), horizon), state))
-            goals.append(transforms.encode_actions(episode.actions[-1:], state)[0])
+            goals.append(goal)
             row += 1
         if on_progress:
             on_progress(row, frames)

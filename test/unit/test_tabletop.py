@@ -12,6 +12,7 @@ from pi05_ros.sim.tasks import (
     COLOURS,
     HELD_OUT_SEEDS,
     KINDS,
+    PRESSED_S,
     TRAIN_SEEDS,
     BlockRecord,
     Task,
@@ -142,6 +143,25 @@ def test_another_task_is_judged_from_where_the_blocks_are(world):
     assert demonstrate(world, 3, Task("touch", "red")) == "success"
     world.ask(Task("touch", "green"))
     assert world.outcome == "running" and world.task.prompt == "touch the green block"
+
+
+def test_a_block_that_is_pressed_on_from_above_is_touched_but_not_pushed(world):
+    kinematics = TipKinematics(world)
+    outcomes = {}
+    for kind in ("touch", "sideways"):
+        world.reset(5, Task(kind, "red"))
+        block = world.blocks.position[COLOURS.index("red")]
+        above, pressing = (kinematics.solve(np.append(block, z), near=world.command) for z in (0.08, 0.03))
+        world.place(np.append(above, 0.0))
+        for share in np.linspace(0.1, 1, 10):
+            world.step(np.append(above + share * (pressing - above), 0.0))
+        assert world.blocks.touched[COLOURS.index("red")] and not world.blocks.pressed_s > PRESSED_S
+        for _ in range(12):
+            outcomes[kind] = world.step(np.append(pressing, 0.0))
+        assert world.blocks.pressed_s > PRESSED_S
+    assert outcomes == {"touch": "success", "sideways": "failure"}
+    world.ask(Task("left", "red"))
+    assert world.outcome == "running"
 
 
 def test_a_prompt_is_understood_where_it_says_a_task():

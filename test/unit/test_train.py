@@ -16,7 +16,7 @@ from pi05_ros.runtime.policy import Policy, draw_noise
 from pi05_ros.schema import ACTION_DIM, Observation
 from pi05_ros.train import run as training
 from pi05_ros.train.augment import augment
-from pi05_ros.train.dataset import DatasetWriter
+from pi05_ros.train.dataset import DatasetWriter, read_index
 from pi05_ros.train.flow_matching import Batch, PrefixHeads, draw_times, losses
 from pi05_ros.train.presets import PRESETS, TrainSettings
 from pi05_ros.train.samples import draw_batch
@@ -135,6 +135,30 @@ def test_a_resumed_run_gives_the_same_bits(data, tmp_path, monkeypatch):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "pieces" / file).read_bytes()
 
 
+def test_a_killed_run_leaves_weights_and_goes_on_from_its_last_save(data, tmp_path, monkeypatch):
+    train(data, tmp_path / "whole", FEW)
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    advance = training.Trainer.advance
+
+    def killed(trainer):
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    with monkeypatch.context() as once:
+        once.setattr(training.Trainer, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "killed", FEW)
+    assert json.loads((tmp_path / "killed" / "training.json").read_text())["step"] == 4
+    left = load_file(tmp_path / "killed" / "model.safetensors")
+    resumed = train(data, tmp_path / "killed", FEW)
+    assert resumed["step"] == 6
+    ended, one = (load_file(tmp_path / run / "model.safetensors") for run in ("killed", "whole"))
+    assert all(torch.equal(tensor, one[name]) for name, tensor in ended.items())
+    assert not all(torch.equal(tensor, left[name]) for name, tensor in ended.items())
+
+
 def test_a_run_is_not_resumed_as_another(data, tmp_path):
     train(data, tmp_path / "run", FEW)
     with pytest.raises(ConfigError, match="learning_rate.*0.003.*0.1.*--output"):
@@ -229,3 +253,13 @@ def test_what_is_known_of_the_scene_is_learnt_scaled(tmp_path):
     assert unseen[:, 1].unique().tolist() == pytest.approx([2 * 1.5**0.5], abs=1e-4)
     figures = training.train(prepared, replace(FEW, steps=60, learning_rate=3e-3), tmp_path / "run", CPU, no_bar)
     assert figures["scene_loss"] < 0.9 and figures["held_out_scene_error"] > 0
+
+
+def test_an_episode_has_one_goal_and_guessing_their_mean_costs_one(data):
+    prepared = training.prepare(data, TOY, SETTINGS, no_bar, held_out=1)
+    goals = prepared.samples.goals[:, :TOY.action_dim]
+    assert float(goals.square().mean()) == pytest.approx(1.0, rel=1e-5)
+    assert float(goals.mean(dim=0).abs().max()) < 1e-5
+    episodes = len(read_index(data)["episodes"])
+    assert len(torch.unique(goals, dim=0)) <= episodes - 1
+    assert len(torch.unique(prepared.held_out.goals, dim=0)) == 1

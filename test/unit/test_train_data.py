@@ -104,6 +104,16 @@ def test_quantiles_of_known_numbers():
     np.testing.assert_allclose(stats.mean, [50.0, 3.0, 1 / 101])
 
 
+def test_bounds_of_what_is_mostly_small_and_seldom_large_are_moved_together():
+    rare = np.zeros((1000, 2))
+    rare[::25, 0], rare[:, 1] = 1.0, np.linspace(-1, 1, 1000)  # 4 % of the rows; evenly spread: deviation 0.577
+    plain, together = field_stats(rare), field_stats(rare, 1.2)
+    np.testing.assert_allclose((plain.q99 - plain.q01) / 2, [0.5, 0.98], atol=1e-3)
+    deviation = rare.std(axis=0)
+    np.testing.assert_allclose(together.q01, [0.0, -1.2 * deviation[1]])  # never beyond the quantiles
+    np.testing.assert_allclose(together.q99, [0.04 + 1.2 * deviation[0], 1.2 * deviation[1]])
+
+
 def test_a_tokenizer_has_a_token_for_each_state_number():
     model = train_tokenizer(PROMPTS)
     assert model == train_tokenizer(reversed(PROMPTS))
