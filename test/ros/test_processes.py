@@ -15,6 +15,7 @@ from pi05_ros.errors import WorkerError
 from pi05_ros.ros.lifecycle_client import LifecycleClient
 from pi05_ros.runtime.chunking import CommandLimits, JointLimits, JointMeasurement, plan_chunk
 from pi05_ros.runtime.policy import Policy
+from pi05_ros.runtime.trajectory import Commanded
 from pi05_ros.schema import CAMERAS, Observation
 
 
@@ -22,7 +23,9 @@ from pi05_ros.schema import CAMERAS, Observation
 def process(tmp_path):
     """The node in a process of its own; its log is in `process.log`."""
     log = open(tmp_path / "log", "w+")
-    arguments = ["--ros-args", "-p", "denoising_steps:=2", "-p", "device:=cpu", "-p", "max_input_age_s:=5.0"]
+    patient = ("max_input_age_s:=5.0", "input_timeout_s:=60.0", "worker_timeout_s:=60.0")  # with a machine that halts
+    arguments = ["--ros-args", *(word for value in ("denoising_steps:=2", "device:=cpu", *patient)
+                                 for word in ("-p", value))]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two threads of PyTorch wait for each other on a busy machine
     process = subprocess.Popen([sys.executable, "-m", "pi05_ros.ros.node", *arguments], stderr=log, env=alone)
 
@@ -53,7 +56,7 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
     assert lifecycle.change("activate") and lifecycle.state() == "active"
     robot.connect()
     policy = Policy.load(robot="arm6")
-    limits, sent, running = JointLimits(robot.robot), set(), None
+    limits, sent, running, commanded = JointLimits(robot.robot), set(), None, Commanded()
 
     def send():
         images = [robot.image(c) for c in range(3)]
@@ -81,8 +84,10 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
         seen = {c: f for c, f in zip(CAMERAS, robot.frames, strict=True) if c in consumed}
         observation = Observation(seen, robot.positions.astype(np.float32), made["prompt"], stamp)
         chunk = policy.infer(observation, 2, seed=int(made["seed"]), chunk_index=int(made["chunk_index"]))
-        measured = JointMeasurement(int(made["planned_from_stamp_ns"]), robot.positions)
-        running = plan = plan_chunk(chunk, limits, measured, int(made["planned_ns"]), CommandLimits(), running)
+        measured_ns, planned_ns = int(made["planned_from_stamp_ns"]), int(made["planned_ns"])
+        measured = JointMeasurement(measured_ns, robot.positions, commanded.at(measured_ns))
+        running = plan = plan_chunk(chunk, limits, measured, planned_ns, CommandLimits(), running)
+        commanded.add(planned_ns, plan)
         assert message.joint_names == robot.names and len(message.points) == len(plan.times_s)
         np.testing.assert_allclose([p.positions for p in message.points], plan.positions, atol=1e-5)
         np.testing.assert_allclose([p.velocities for p in message.points], plan.velocities, atol=1e-3)
