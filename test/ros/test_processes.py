@@ -50,6 +50,10 @@ def lifecycle(process, robot, executor):
     return client
 
 
+def nanoseconds(stamp):
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
 def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robot, process):
     assert lifecycle.state() == "unconfigured"
     assert lifecycle.change("configure") and lifecycle.state() == "inactive"
@@ -57,20 +61,24 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
     robot.connect()
     policy = Policy.load(robot="arm6")
     limits, sent, running, commanded = JointLimits(robot.robot), set(), None, Commanded()
+    joints_at = {}  # by their stamp
 
     def send():
         images = [robot.image(c) for c in range(3)]
         for image in images:  # one stamp for the set
             image.header.stamp = images[0].header.stamp
-        stamp = images[0].header.stamp
-        sent.add(stamp.sec * 10**9 + stamp.nanosec)
-        robot.send(images, robot.joints())
+        sent.add(nanoseconds(images[0].header.stamp))
+        if robot.trajectories:  # it is where it was last sent: one that stays behind is refused after a pause
+            robot.positions = np.array(robot.trajectories[-1].points[-1].positions)
+        joints = robot.joints()
+        joints_at[nanoseconds(joints.header.stamp)] = robot.positions
+        robot.send(images, joints)
 
     for n in range(5):
         robot.until(lambda n=n: len(robot.trajectories) > n, send, "a trajectory")
         robot.until(lambda n=n: len(robot.provenance) > n, what="its provenance")
         message, made = robot.trajectories[n], provenance_of(robot.provenance[n])
-        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        stamp = nanoseconds(message.header.stamp)
         consumed = {c: int(made[f"input_stamp_ns.{c}"]) for c in CAMERAS if f"input_stamp_ns.{c}" in made}
         assert sent.issuperset(consumed.values())
         assert stamp == max(consumed.values()) == int(made["observation_stamp_ns"])
@@ -82,10 +90,11 @@ def test_observations_in_trajectories_out_checked_field_by_field(lifecycle, robo
         assert times == sorted(times)
         # Made again here from what the provenance says: the same chunk, hence the same trajectory.
         seen = {c: f for c, f in zip(CAMERAS, robot.frames, strict=True) if c in consumed}
-        observation = Observation(seen, robot.positions.astype(np.float32), made["prompt"], stamp)
+        state = joints_at[int(made["input_stamp_ns.state"])]
+        observation = Observation(seen, state.astype(np.float32), made["prompt"], stamp)
         chunk = policy.infer(observation, 2, seed=int(made["seed"]), chunk_index=int(made["chunk_index"]))
         measured_ns, planned_ns = int(made["planned_from_stamp_ns"]), int(made["planned_ns"])
-        measured = JointMeasurement(measured_ns, robot.positions, commanded.at(measured_ns))
+        measured = JointMeasurement(measured_ns, joints_at[measured_ns], commanded.at(measured_ns))
         running = plan = plan_chunk(chunk, limits, measured, planned_ns, CommandLimits(), running)
         commanded.add(planned_ns, plan)
         assert message.joint_names == robot.names and len(message.points) == len(plan.times_s)
