@@ -119,7 +119,10 @@ def test_a_signal_while_active_holds_the_robot_and_ends_the_process_cleanly(life
     robot.next_trajectory()
     process.send_signal(number)
     process.send_signal(number)  # ros2 launch sends it twice
-    robot.until(lambda: len(robot.trajectories[-1].points) == 1, what="the hold")
+    last = robot.trajectories[-1]
+    left_ns = nanoseconds(last.header.stamp) + nanoseconds(last.points[-1].time_from_start) - robot.now_ns()
+    if left_ns > 3 * 10**8:  # else, on a machine that halted here, it may have come to rest by itself
+        robot.until(lambda: len(robot.trajectories[-1].points) == 1, what="the hold")
     assert process.wait(PATIENCE_S) == 0 and "Traceback" not in process.log()
 
 
