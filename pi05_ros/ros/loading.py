@@ -59,7 +59,7 @@ def load(make: Callable[..., Policy], robot: Robot, values: dict[str, Any], say:
                       size=values["size"], on_progress=on_progress)
         release_memory()
         return Loaded(policy, policy.pipeline(values["overlap"]), policy.sensors())
-    except Exception as error:
+    except Exception as error:  # whatever it was, the memory goes back first; raised again, so the transition logs it
         fault = named(error)
         forget_frames(error)
         with suppress(RuntimeError):  # a CUDA context that is lost gives nothing back

@@ -151,7 +151,7 @@ class PolicyNode(SupervisedNode):
         """What `on_fault` says. A controller that cannot be told is logged; the watchdog tries again."""
         try:
             parts.motion.on_fault(why)
-        except Exception:
+        except Exception:  # the executor must live to try again; `held` stays False until it worked
             self.get_logger().error(f"the robot could not be held ({why}):\n{traceback.format_exc()}")
 
     def _on_failure(self, parts: Parts, error: Exception) -> None:

@@ -240,7 +240,7 @@ def finished(pending: Any) -> bool:
     """A chunk whose work failed is finished too: `collect` says what happened."""
     try:
         return pending.finished()
-    except Exception:
+    except Exception:  # not lost: `collect` comes next, raises it again, and `step` reports it with its traceback
         return True
 
 
