@@ -37,9 +37,9 @@ class Stages(Protocol):
 
     A result may lie in a static buffer that the same stage overwrites in its next call; who needs it longer copies it.
     All work goes to the caller's current stream. `overlaps` says that calls of different stages may run at the same
-    time on different streams: then no stage writes where another reads, so a stage takes what it is given into
-    buffers of its own (`denoise` must not work on the memory that `prefill` returns). `takes_padding` (True where it is
-    not said) says that masked cameras and prompt slots may be among the inputs.
+    time on different streams: then no stage writes where another reads, if what it was given stays as it is until it
+    is done (`denoise` must not write to the memory that `prefill` returns). `takes_padding` (True where it is not said)
+    says that masked cameras and prompt slots may be among the inputs.
     """
 
     overlaps: bool

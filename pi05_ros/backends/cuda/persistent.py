@@ -75,20 +75,33 @@ def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
                      f"with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
                      received=f"{gpu.name}, {clusters} of them", way_out=way_out)
     program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "CLUSTERS": clusters,
-                                 "KEY_ROWS": config.prefix_len + config.action_horizon}, device)
+                                 "PREFIX": config.prefix_len}, device)
     return Persistent(program.kernel("denoise", SHARED_BYTES), clusters)
 
 
-def denoise(persistent: Persistent, w: ExpertWeights, heads: tuple[Tensor, Tensor], b: Buffers) -> None:
+def denoise(persistent: Persistent, w: ExpertWeights, heads: tuple[Tensor, Tensor], b: Buffers, keys: Tensor,
+            values: Tensor) -> None:
     """Every step of the schedule whose tables and length the buffers hold: b.x_t from noise to actions.
 
-    `heads`: the weights of the action projections, in and out, transposed.
+    `heads`: the weights of the action projections, in and out, transposed. `keys`, `values` [layers, P,
+    head_dim] of the prefix are read where they are, if the kernel can, and must stay so until it is done.
     """
     layers = w.layers
     assert isinstance(layers, PackedLayers)
+    if not (readable(keys) and readable(values) and keys.stride() == values.stride()):
+        keys, values = (torch.empty(t.shape, dtype=torch.bfloat16, device=t.device).copy_(t) for t in (keys, values))
     persistent.kernel.launch((persistent.clusters * CLUSTER,), THREADS, (
         layers.tensors["qkv"], layers.tensors["out"], layers.tensors["gate_up"], layers.tensors["down"],
         heads[0], w.action_in_b, heads[1], b.scales, b.gates, b.qkv_bias, b.gate_up_bias, b.out_bias,
-        b.previous, b.reach, b.pull, b.keys, b.values, b.expert_valid, b.cos, b.sin, b.counters, b.dt,
-        b.x_t, b.act, b.act_squares, b.queries, b.attended, b.hidden, b.velocities,
+        b.previous, b.reach, b.pull, keys, values, keys.stride(0) // keys.shape[2], b.expert_valid, b.cos, b.sin,
+        b.counters, b.dt, b.x_t, b.keys, b.values, b.act, b.act_squares, b.queries, b.attended, b.hidden,
+        b.velocities,
     ), cluster=CLUSTER, cooperative=True)
+
+
+def readable(rows: Tensor) -> bool:
+    """Whether the kernel can read [layers, P, head_dim] where it is: bfloat16, rows one after the other."""
+    layer, row, number = rows.stride()
+    width = rows.shape[2]
+    in_order = (row, number) == (width, 1) and layer % width == 0
+    return in_order and rows.dtype == torch.bfloat16 and rows.data_ptr() % 16 == 0

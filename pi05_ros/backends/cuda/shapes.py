@@ -93,8 +93,6 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "prefix_keys": ((p.depth, rows, p.head_dim), bf16),
         "prefix_values": ((p.depth, rows, p.head_dim), bf16),
         # expert
-        "keys": ((p.depth, rows + horizon, p.head_dim), bf16),  # the suffix follows the prefix's valid length
-        "values": ((p.depth, rows + horizon, p.head_dim), bf16),
         "expert_valid": ((rows + horizon,), torch.uint8),
         "counters": ((5,), i32),  # prefix rows, first position of the suffix, arrivals, steps, guided
         "dt": ((1,), f32),
@@ -115,9 +113,12 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
 
 
 def portable_table(config: Pi05Config) -> dict[str, Shape]:
-    """What the kernels of a denoising step leave for each other."""
+    """What the kernels of a denoising step leave for each other; keys and values behind a copy of the prefix's."""
     e, horizon, bf16, f32 = config.expert, config.action_horizon, torch.bfloat16, torch.float32
+    keys = (e.depth, config.prefix_len + horizon, e.head_dim)
     return {
+        "keys": (keys, bf16),
+        "values": (keys, bf16),
         "expert_x": ((horizon, e.width), f32),
         "expert_scaled": ((horizon, e.width), bf16),
         "squares": ((e.width // tile(e.width, TILE), horizon), f32),
@@ -135,6 +136,8 @@ def persistent_table(config: Pi05Config) -> dict[str, Shape]:
     """What the blocks of the persistent expert leave for each other (csrc/expert.cu)."""
     e, tokens, bf16, f32 = config.expert, padded_tokens(config), torch.bfloat16, torch.float32
     return {
+        "keys": ((e.depth, config.action_horizon, e.head_dim), bf16),
+        "values": ((e.depth, config.action_horizon, e.head_dim), bf16),
         "act": ((e.width // 8, tokens, 8), bf16),
         "act_squares": ((2, 16, tokens), f32),
         "queries": ((16, e.head_dim // 32, 32, 32), bf16),

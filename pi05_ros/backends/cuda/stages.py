@@ -66,9 +66,7 @@ class CudaStages:
             self._graphs["prefix"] = StageGraphs([(rows, partial(prefix, rows)) for rows in all_buckets(config)],
                                                  self.device)
         if w.expert and self._persistent:
-            self._heads = w.expert.action_in.T.contiguous(), w.expert.action_out.T.contiguous()  # the graph's, too
-            self._graphs["expert"] = StageGraphs(
-                [("all", partial(denoise, self._persistent, w.expert, self._heads, b))], self.device)
+            self._heads = w.expert.action_in.T.contiguous(), w.expert.action_out.T.contiguous()
         elif w.expert:
             self._graphs["expert"] = StageGraphs(
                 [(k, partial(forward.denoising_step, w.expert, b, t, k)) for k in range(MAX_STEPS)], self.device)
@@ -111,15 +109,15 @@ class CudaStages:
         if guidance:
             checks.check_guidance(guidance, self.config)
         self._set_steps(num_steps)
-        b, used = self.buffers, cache.keys.shape[3]
-        b.keys[:, :used].copy_(cache.keys[:, 0, 0])
-        b.values[:, :used].copy_(cache.values[:, 0, 0])
+        b, used, keys, values = self.buffers, cache.keys.shape[3], cache.keys[:, 0, 0], cache.values[:, 0, 0]
         flow_step.start(noise, cache.pad_mask[0], b.x_t, b.expert_valid, b.counters, num_steps, int(bool(guidance)))
         if guidance:
             self._set_guidance(guidance, num_steps)
-        if self._persistent:
-            self._graphs["expert"].replay("all")
+        if self._persistent and self.weights.expert:
+            denoise(self._persistent, self.weights.expert, self._heads, b, keys, values)
             return b.x_t[None].clone()
+        b.keys[:, :used].copy_(keys)
+        b.values[:, :used].copy_(values)
         for step in range(num_steps):
             self._graphs["expert"].replay(step)
             if guidance:

@@ -92,10 +92,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
     const float* scales, const float* gates, const float* qkv_bias, const float* gate_up_bias, const float* out_bias,
     // guidance (kernels/guidance.py): [HORIZON, 32], [steps], [steps, HORIZON]
     const float* previous, const float* reach, const float* pull,
-    // the prefix; counters: prefix rows, first position, arrivals, steps, guided
-    u16* keys, u16* values, const u8* valid, const float* cosines, const float* sines, u32* counters, const float* dt,
-    // x_t [HORIZON, 32], in and out; then what blocks leave for each other
-    float* x_t, u16* act, float* squares, u16* queries, u16* attended, u16* hidden, float* velocities) {
+    // the prefix, and rows from layer to layer of its keys and values; counters: prefix rows, first position, arrivals,
+    // steps, guided
+    const u16* prefix_keys, const u16* prefix_values, int prefix_stride, const u8* valid, const float* cosines, const float* sines, u32* counters, const float* dt,
+    // x_t [HORIZON, 32], in and out; then what blocks leave for each other; keys, values [DEPTH, HORIZON, HEAD_DIM]
+    float* x_t, u16* keys, u16* values, u16* act, float* squares, u16* queries, u16* attended, u16* hidden, float* velocities) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x;
     const Place at = {block, block / CLUSTER, block % CLUSTER, warp, lane, lane / 4, lane % 4};
     const bool has_qkv = at.cluster < HEADS + 2, has_mlp = block < MLP_BLOCKS;
@@ -117,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
     float* squares_end = squares + CLUSTERS * TOKENS;
-    const u32 seen = seen_keys(at, part, valid);
+    const u32 seen = seen_keys(at, part, prefix, valid);
     const int token = token_of_sums(), turn = (counters[1] + token) * (HEAD_DIM / 2) + at.rank * 16 + 4 * at.q;
     const bool turned = at.cluster <= HEADS && token < HORIZON;  // q and k; v keeps as it is
     u32 parity = 0;  // a bit for each of the first barriers in shared memory
@@ -136,8 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
 #pragma unroll 1
         for (int layer = 0; layer < DEPTH; ++layer, gate += 2 * WIDTH) {
             const int table = step * DEPTH + layer;
-            u16* layer_keys = keys + layer * KEY_ROWS * HEAD_DIM;
-            u16* layer_values = values + layer * KEY_ROWS * HEAD_DIM;
+            const int before = layer * prefix_stride * HEAD_DIM, own = layer * HORIZON * HEAD_DIM;
 
             // q, k, v: a cluster a head, 32 rows a block
             workers_arrive();
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
                 ring = product<32, 256>(ring, 4, parity, sums);
                 parity ^= 0xff;
                 store_qkv(at, sums, factors[token], bias, bias_far, cosine, sine, queries,
-                          layer_keys + prefix * HEAD_DIM, layer_values + prefix * HEAD_DIM);
+                          keys + own, values + own);
             } else {
                 ring = skip(ring, 4);
             }
@@ -160,9 +160,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             // attention: some rows of q a cluster, an eighth of the keys a block
             workers_arrive();
             workers_arrived();
-            fetch(part, layer_keys, layer_values, 0, part.before);  // the activations and four slots are read: room here
+            // the activations and four slots are read: room here
+            fetch(prefix_keys + before, prefix_values + before, part.first, 0, part.before);
             workers_wait();
-            fetch(part, layer_keys, layer_values, part.before, part.count);
+            fetch(keys + own, values + own, part.own, part.before, part.count);
             copy_wait();
             mbarrier_wait(bars, parity & 1);
             parity ^= 1;

@@ -5,36 +5,36 @@
 
 // A block's keys: an eighth of the prefix's, then an eighth of the action tokens' own, which come last: few are best.
 struct Part {
-    int first, before, count;  // rows first.. of the prefix are keys 0.. `before`; then rows own..
+    int first, before, count;  // rows first.. of the prefix are keys 0.. `before`; then the action tokens own..
     int own;
-    __device__ __forceinline__ int row(int n) const { return n < before ? first + n : own + n - before; }
 };
 
 __device__ __forceinline__ Part part_of_keys(const Place& at, int prefix) {
     const int share = (prefix + CLUSTER - 1) / CLUSTER;
     const int first = min(at.rank * share, prefix), before = min(share, prefix - first);
-    return {first, before, before + max(0, min(OWN, HORIZON - at.rank * OWN)), prefix + at.rank * OWN};
+    return {first, before, before + max(0, min(OWN, HORIZON - at.rank * OWN)), at.rank * OWN};
 }
 
-// Keys `from` to `to` as [HEAD_DIM / 32][KEYS][32], values by row.
-__device__ __forceinline__ void fetch(Part part, const u16* keys, const u16* values, int from, int to) {
+// Rows from `row` on, as keys `from` to `to` [HEAD_DIM / 32][KEYS][32], and values by row.
+__device__ __forceinline__ void fetch(const u16* keys, const u16* values, int row, int from, int to) {
     const int lane = threadIdx.x % 32;
     u32 key = shared_address(shared + KEY_TILE) + lane / 4 * (KEYS * 64) + lane % 4 * 16;
     const u32 swap = lane / 4 % 2 * 64;  // neighbours change places in every second tile of 32: other banks
     u32 value = shared_address(shared + VALUE_TILE) + lane * 16;
 #pragma unroll 1
     for (int n = from + threadIdx.x / 32; n < to; n += WORKERS / 32) {
-        const int at = part.row(n) * HEAD_DIM + lane * 8;
+        const int at = (row + n - from) * HEAD_DIM + lane * 8;
         copy_async(key + (n * 64 ^ swap), keys + at);
         copy_async(value + n * VALUE_ROW, values + at);
     }
 }
 // Which keys this thread's products may see: bit 2 n + i for key 8 n + 2 q + i of its warp's quarter.
-__device__ __forceinline__ u32 seen_keys(const Place& at, const Part& part, const u8* valid) {
+__device__ __forceinline__ u32 seen_keys(const Place& at, const Part& part, int prefix, const u8* valid) {
     u32 seen = 0;
     for (int j = 0; j < 8; ++j) {
         int n = at.warp % 4 * 32 + j / 2 * 8 + 2 * at.q + j % 2;
-        if (n < part.count && valid[part.row(n)]) seen |= 1u << j;
+        int row = n < part.before ? part.first + n : prefix + part.own + n - part.before;
+        if (n < part.count && valid[row]) seen |= 1u << j;
     }
     return seen;
 }

@@ -1,5 +1,5 @@
 // Sizes of the persistent expert, and how its blocks share the work.
-// Given at compile time: HORIZON, DEPTH, KEY_ROWS, and CLUSTERS, as many of 8 blocks as the GPU runs at once (15 or 16).
+// Given at compile time: HORIZON, DEPTH, PREFIX (at most, rows), and CLUSTERS, as many of 8 blocks as the GPU runs at once (15 or 16).
 #pragma once
 #include "mma.cuh"
 #include "expert_wgmma.cuh"
@@ -20,7 +20,7 @@ constexpr int ROWS = (HEADS * HORIZON + CLUSTERS - 1) / CLUSTERS, OWN_ROWS = (RO
 constexpr int KEYS = 128;              // most keys of a block, which has an eighth of them
 constexpr int K32 = TOKENS * 64;       // bytes of 32 features of every token
 static_assert(HORIZON >= 1 && HORIZON <= 56, "a warp holds one token of the residual, and shared memory is finite");
-static_assert((KEY_ROWS - HORIZON + CLUSTER - 1) / CLUSTER + OWN <= KEYS, "more keys than the blocks hold");
+static_assert((PREFIX + CLUSTER - 1) / CLUSTER + OWN <= KEYS, "more keys than the blocks hold");
 static_assert((CLUSTERS == 15 || CLUSTERS == 16) && MLP_BLOCKS <= BLOCKS && QKV_BLOCKS <= BLOCKS && ROWS <= 32);
 
 // Activations are bfloat16 [features / 8][TOKENS][8]: any run of features lies together, and ldmatrix reads it. Products
