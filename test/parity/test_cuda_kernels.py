@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pi05_ros.benchmark.error import relative_error
+from pi05_ros.model.gemma import RMS_EPS
 from pi05_ros.model.siglip import LAYER_NORM_EPS
 
 pytestmark = pytest.mark.gpu
@@ -31,10 +32,11 @@ def test_gated_product(rows, inner, features, portable):
     from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 
     x, weight, out = normal(rows, inner), normal(2 * features, inner, scale=inner**-0.5), room(rows, features)
-    gate, up = (x.float() @ weight.float().T).chunk(2, 1)
-    gated_product(x, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
+    factors = torch.rand(rows + 256, device=DEVICE) + 0.5
+    gate, up = (factors[:rows, None] * (x.float() @ weight.float().T)).chunk(2, 1)
+    gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
     first = out.clone()
-    gated_product(x, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
+    gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
     assert relative_error(out[:rows], F.gelu(gate, approximate="tanh") * up) < 4e-3
     assert torch.equal(first, out) and (out[rows:] == BEYOND).all()
 
@@ -51,8 +53,11 @@ def test_prefix_attention_with_masked_rows(rows, heads, portable):
     valid[rows // 3:rows // 2] = 0
     valid[0] = 1
     positions = (valid[:rows].cumsum(0) - 1).clamp(min=0).int()
-    qkv, out = normal(rows, (heads + 2) * dim, scale=1.5), room(rows, heads * dim)
-    q, k, v = (t.float().unflatten(1, (-1, dim)) for t in qkv.split([heads * dim, dim, dim], 1))
+    x, out = normal(rows, 192) * normal(rows, 1).exp(), room(rows, heads * dim)
+    scale = (x.float().square().mean(1, keepdim=True) + RMS_EPS).sqrt()
+    inverse = torch.zeros(rows + spare, device=DEVICE)
+    qkv = (normal(rows, (heads + 2) * dim, scale=1.5) * scale).to(BF16)
+    q, k, v = (t.unflatten(1, (-1, dim)) for t in (qkv.float() / scale).split([heads * dim, dim, dim], 1))
 
     def rotated(t):
         c, s, (a, b) = cos[positions.long()][:, None], sin[positions.long()][:, None], t.chunk(2, -1)
@@ -62,9 +67,10 @@ def test_prefix_attention_with_masked_rows(rows, heads, portable):
     mask = valid[:rows].bool()[None, None]
     truth = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1).flatten(1)
     keys, values = (torch.full((rows + spare, dim), BEYOND, device=DEVICE, dtype=BF16) for _ in range(2))
-    prefix_attention(qkv, positions, cos, sin, keys, values, valid, out[:rows], heads, CANDIDATES[2],
+    prefix_attention(x, qkv, positions, cos, sin, keys, values, inverse, valid, out[:rows], heads, CANDIDATES[2],
                      portable)
-    assert relative_error(out[:rows], truth) < 8e-3 and relative_error(keys[:rows], k[0]) < 4e-3
+    assert relative_error(out[:rows], truth) < 1e-2 and relative_error(keys[:rows], k[0]) < 4e-3
+    assert relative_error(inverse[:rows], 1 / scale[:, 0]) < 1e-5 and (inverse[rows:] == 0).all()
     assert (out[rows:] == BEYOND).all() and (keys[rows:] == BEYOND).all() and (values[rows:] == BEYOND).all()
 
 

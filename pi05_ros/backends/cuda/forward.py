@@ -1,8 +1,9 @@
 """The whole fast forward on one screen: what each CUDA graph holds. Buffers `b` as in the shape table (shapes.py).
 
 Vision and expert keep their residual in float32 (in bfloat16 it is most of the error); in the prefix a product that
-ends in the residual adds itself to it (`addmm_`). RMSNorm scales are in the weights (packing.py), flow
-times in tables (modulation.py). Rows beyond the valid ones are computed and never attended to.
+ends in the residual adds itself to it (`addmm_`), and the others read it as it is: RMSNorm is a factor a row, applied
+by what comes after the product. Its scales are in the weights (packing.py), flow times in tables (modulation.py). Rows
+beyond the valid ones are computed and never attended to.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.kernels import flow_step, guidance
 from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 from pi05_ros.backends.cuda.kernels.image_attention import image_attention
-from pi05_ros.backends.cuda.kernels.norm import layer_norm, rms_norm, row_sums
+from pi05_ros.backends.cuda.kernels.norm import inverse_rms, layer_norm, row_sums
 from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
 from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
 from pi05_ros.backends.cuda.kernels.prefix_input import fill
@@ -71,20 +72,19 @@ def _vision_in_products(w: VisionWeights, b: Buffers, config: Pi05Config, x: Ten
 
 def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, rows: int) -> None:
     """b.source, b.valid, b.positions, b.prefix_images to b.prefix_keys and values: Gemma less its last attention."""
-    x, normed, qkv = b.prefix_x[:rows], b.prefix_normed[:rows], b.prefix_qkv[:rows]
+    x, qkv, inverse = b.prefix_x[:rows], b.prefix_qkv[:rows], b.prefix_inverse_rms
     attended, gate_up, hidden = b.prefix_attended[:rows], b.prefix_gate_up[:rows], b.prefix_hidden[:rows]
     fill(b.source[:rows], b.prefix_images, w.embedding, x)
     for layer, keys, values in zip(w.layers, b.prefix_keys, b.prefix_values, strict=True):
-        rms_norm(x, out=normed)
         if layer.out is None or layer.gate_up is None or layer.down is None:  # the last layer: nobody reads more
-            kv = torch.mm(normed, layer.qkv.T)
-            return rope_into_cache(kv, b.positions, b.cos, b.sin, keys, values, queries=False)
-        torch.mm(normed, layer.qkv.T, out=qkv)
-        prefix_attention(qkv, b.positions, b.cos, b.sin, keys, values, b.valid, attended, config.prefix.num_heads,
-                         tilings.prefix_attention)
+            kv = torch.mm(x, layer.qkv.T)
+            return rope_into_cache(x, kv, b.positions, b.cos, b.sin, keys, values, inverse, queries=False)
+        torch.mm(x, layer.qkv.T, out=qkv)
+        prefix_attention(x, qkv, b.positions, b.cos, b.sin, keys, values, inverse, b.valid, attended,
+                         config.prefix.num_heads, tilings.prefix_attention)
         x.addmm_(attended, layer.out.T)
-        rms_norm(x, out=normed)
-        gated_product(normed, layer.gate_up, gate_up, hidden)
+        inverse_rms(x, out=inverse)
+        gated_product(x, inverse, layer.gate_up, gate_up, hidden)
         x.addmm_(hidden, layer.down.T)
 
 

@@ -85,7 +85,7 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "sin": ((rows + horizon, half), f32),
         "prefix_images": ((image_rows, p.width), bf16),
         "prefix_x": ((rows, p.width), bf16),
-        "prefix_normed": ((rows, p.width), bf16),
+        "prefix_inverse_rms": ((rows + 256,), f32),  # beyond the rows, too: the gated product reads whole tiles
         "prefix_qkv": ((rows, qkv), bf16),
         "prefix_attended": ((rows, p.num_heads * p.head_dim), bf16),
         "prefix_gate_up": ((rows, 2 * p.mlp_dim), bf16),

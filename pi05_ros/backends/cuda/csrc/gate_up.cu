@@ -1,5 +1,6 @@
 // The prefix's gate|up product with the gated linear unit as its epilogue, for Hopper:
-// out [rows, F] = gelu_tanh(x gate^T) * (x up^T), x [rows, K], weight [2F, K] = gate over up, all bfloat16.
+// out [rows, F] = gelu_tanh(f x gate^T) * (f x up^T), x [rows, K], weight [2F, K] = gate over up, all bfloat16; f is a
+// factor a row in float32 (the norm of x), of which there are as many as the tiles have rows.
 //
 // Weights are the left operand and rows of x the right one, because wgmma's right side may be any multiple of 8: tiles of
 // 64 features (128 weight rows) and ROWS rows waste little at any length. The weights' tensor map puts 8 rows of gate and
@@ -60,7 +61,7 @@ DEVICE u32 gated(float g0, float g1, float u0, float u1) {
     return pack(g0 * u0 * (r * e1), g1 * u1 * (r * e0));
 }
 
-DEVICE void multiply(const TensorMap *out, u32 shared, int row_tiles, int rank, int group) {
+DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int row_tiles, int rank, int group) {
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES, staging = shared + OUT + group * OUT_BYTES;
     int thread = threadIdx.x & 127, stage = 0, phase = 0;
     // A lane's 16 bytes, 8 features of its row in a block of 8, in the 64-byte swizzle
@@ -93,10 +94,13 @@ DEVICE void multiply(const TensorMap *out, u32 shared, int row_tiles, int rank, 
         if (thread < 2) barrier_arrive_at(empty + 8 * last, thread);
         pin(d);
         if (thread == 0) tma_store_wait_read();  // the staging tile has been sent
+        const float2 *factor = (const float2 *)(factors + tile % row_tiles * ROWS) + thread % 4;
         barrier_sync(2 + group, 128);
 #pragma unroll
-        for (int i = 0; i < ROWS / 8; ++i)
-            stmatrix_transposed(to + i * 512, gated(d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]));
+        for (int i = 0; i < ROWS / 8; ++i) {
+            float2 f = __ldg(factor + 4 * i);
+            stmatrix_transposed(to + i * 512, gated(d[4 * i] * f.x, d[4 * i + 1] * f.y, d[4 * i + 2] * f.x, d[4 * i + 3] * f.y));
+        }
         fence_async_proxy();
         barrier_sync(2 + group, 128);
         if (thread == 0) {
@@ -110,7 +114,7 @@ DEVICE void multiply(const TensorMap *out, u32 shared, int row_tiles, int rank, 
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,
-        const __grid_constant__ TensorMap out, int rows) {
+        const __grid_constant__ TensorMap out, const float *factors, int rows) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
     int rank = cluster_rank(), group = warpgroup(), row_tiles = (rows + ROWS - 1) / ROWS;
@@ -130,6 +134,6 @@ gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         if (threadIdx.x == 0) load_tiles(&x, &weight, shared, row_tiles, rank);
     } else {
         set_registers_up<232>();
-        multiply(&out, shared, row_tiles, rank, group - 1);
+        multiply(&out, factors, shared, row_tiles, rank, group - 1);
     }
 }

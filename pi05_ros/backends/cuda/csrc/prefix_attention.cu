@@ -1,6 +1,6 @@
 // Prefix attention for Hopper: every valid row sees every valid row, all query heads share one key and value head, so
-// the queries of all heads are one matrix [rows * HEADS, 256] against keys and values [rows, 256]. Queries are rotated
-// (RoPE) on their way in; keys were before.
+// the queries of all heads are one matrix [rows * HEADS, 256] against keys and values [rows, 256]. Queries are normed
+// (times 1 / rms of their row) and rotated (RoPE) on their way in; keys were before.
 //
 // A pair of blocks (a cluster) takes 128 queries, each block half of the keys: one warpgroup only loads (TMA into a
 // ring of blocks of 64 keys or values), two hold 64 queries each, whose softmax runs under the other's products. At the
@@ -41,20 +41,22 @@ DEVICE void load_blocks(const TensorMap *keys, const TensorMap *values, u32 shar
     load(values, blocks - 1);
 }
 
-// 64 rotated queries from number `first` on into `to`: pair i with i + 128, in float32. A thread takes 8 pairs of one
+// 64 normed and rotated queries from number `first` on into `to`: pair i with i + 128, in float32. A thread takes 8 pairs of one
 // head in 8 rows, 4 rows at a time to have their loads under way together.
-DEVICE void load_queries(const bf16 *qkv, const int *positions, const float *cosines, const float *sines, u32 to,
+DEVICE void load_queries(const bf16 *qkv, const float *inverse, const int *positions, const float *cosines, const float *sines, u32 to,
                          int first, int queries) {
     int chunk = threadIdx.x & 15, group = (threadIdx.x & 127) / 16;
 #pragma unroll
     for (int batch = 0; batch < 64; batch += 32) {
         uint4 a[4], b[4];
         float4 c[4][2], s[4][2];
+        float factor[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             int query = min(first + batch + 8 * i + group, queries - 1), row = query / HEADS;
             const bf16 *q = qkv + (long long)row * QKV + query % HEADS * D + chunk * 8;
             long long angle = (long long)positions[row] * (D / 2) + chunk * 8;
+            factor[i] = inverse[row];
             a[i] = *(const uint4 *)q, b[i] = *(const uint4 *)(q + D / 2);
 #pragma unroll
             for (int j = 0; j < 2; ++j)
@@ -67,7 +69,8 @@ DEVICE void load_queries(const bf16 *qkv, const int *positions, const float *cos
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 float x0 = low(x[j]), x1 = high(x[j]), y0 = low(y[j]), y1 = high(y[j]);
-                float c0 = cosine[2 * j], c1 = cosine[2 * j + 1], s0 = sine[2 * j], s1 = sine[2 * j + 1];
+                float c0 = factor[i] * cosine[2 * j], c1 = factor[i] * cosine[2 * j + 1];
+                float s0 = factor[i] * sine[2 * j], s1 = factor[i] * sine[2 * j + 1];
                 x[j] = pack(x0 * c0 - y0 * s0, x1 * c1 - y1 * s1);
                 y[j] = pack(y0 * c0 + x0 * s0, y1 * c1 + x1 * s1);
             }
@@ -235,7 +238,7 @@ template <int GIVEN> DEVICE void exchange(float (&d)[128], const Rows &rows, u32
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__ TensorMap values,
-                 const __grid_constant__ TensorMap out, const bf16 *qkv, const unsigned char *valid,
+                 const __grid_constant__ TensorMap out, const bf16 *qkv, const float *inverse, const unsigned char *valid,
                  const int *positions, const float *cosines, const float *sines, int rows, float scale) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
@@ -264,7 +267,7 @@ prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__
         set_registers_up<240>();
         u32 queries = shared + QUERIES + group * SLOT_BYTES;
         int first = blockIdx.x / 2 * 128 + group * 64;
-        load_queries(qkv, positions, cosines, sines, queries, first, rows * HEADS);
+        load_queries(qkv, inverse, positions, cosines, sines, queries, first, rows * HEADS);
         fence_async_proxy();
         barrier_sync(1 + group, 128);
         float d[128];

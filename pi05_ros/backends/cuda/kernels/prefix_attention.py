@@ -1,9 +1,9 @@
-"""Prefix attention and its RoPE: every valid row sees every valid row; all query heads share one key and value head.
+"""Prefix attention with norm and RoPE of what it reads: every valid row sees every valid row.
 
-So the queries of all heads are one matrix [rows * heads, D] against keys and values [rows, D]: online softmax over
-blocks of keys, logits and sums in float32. On Hopper csrc/prefix_attention.cu, which rotates the queries itself;
-elsewhere the Triton kernel here. Floor at 968 rows: 7.7 GFLOP a layer, 10 us. Checked against torch's
-scaled_dot_product_attention in float32, with masked rows in the middle.
+All query heads share one key and value head, so the queries of all heads are one matrix [rows * heads, D] against keys
+and values [rows, D]: online softmax over blocks of keys, logits and sums in float32. On Hopper
+csrc/prefix_attention.cu, which norms and rotates the queries itself; elsewhere the Triton kernel here. Floor at 968
+rows: 7.7 GFLOP a layer, 10 us. Checked against torch's scaled_dot_product_attention in float32, with masked rows.
 """
 
 from __future__ import annotations
@@ -75,15 +75,16 @@ def _kernel(heads: int, device: torch.device) -> Kernel:
     return Program("prefix_attention", defines, device).kernel("prefix_attention", SHARED_BYTES)
 
 
-def prefix_attention(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
-                     valid: Tensor, out: Tensor, heads: int, tiles: Tiles,
+def prefix_attention(x: Tensor, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
+                     inverse: Tensor, valid: Tensor, out: Tensor, heads: int, tiles: Tiles,
                      portable: bool = False) -> None:
-    """qkv [rows, (heads + 2) * D] before RoPE; keys, values [>= rows, D] take this layer's; valid [rows]; out
-    [rows, heads * D]. `tiles`: of the portable kernel; `portable`: that one, even on Hopper."""
+    """x [rows, W] and its qkv [rows, (heads + 2) * D] before norm and RoPE; inverse [>= rows] becomes 1 / rms(x); keys,
+    values [>= rows, D] take this layer's; valid [rows]; out [rows, heads * D]. `tiles`: of the portable kernel;
+    `portable`: that one, even on Hopper."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
     hopper = not portable and fits_hopper(rows, dim, qkv.device)
-    rope_into_cache(qkv, positions, cos, sin, keys, values, queries=not hopper)
+    rope_into_cache(x, qkv, positions, cos, sin, keys, values, inverse, queries=not hopper)
     if not hopper:
         _attention[(triton.cdiv(rows * heads, tiles.rows),)](
             qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1], dim, tiles.rows, tiles.columns,
@@ -91,4 +92,4 @@ def prefix_attention(qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, k
         return
     maps = tuple(TensorMap(t, (64, 64)) for t in (keys[:rows], values[:rows], out.view(-1, dim)))
     _kernel(heads, qkv.device).launch((2 * triton.cdiv(rows * heads, 128),), 384,
-                                      (*maps, qkv, valid, positions, cos, sin, rows, scale), cluster=2)
+                                      (*maps, qkv, inverse, valid, positions, cos, sin, rows, scale), cluster=2)
