@@ -44,7 +44,7 @@ setup(
         "rich>=13.7",
         "safetensors>=0.4.3",
         "sentencepiece>=0.2.0",
-        "torch>=2.6",
+        "torch>=2.8",
     ],
     extras_require={
         # ROS 2 Jazzy without a ROS installation. Pinned: the bare names install a later distribution.

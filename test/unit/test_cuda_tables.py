@@ -185,15 +185,3 @@ def test_a_tensor_map_refuses_what_the_copy_engine_cannot_read():
                         (torch.zeros(8, 96, dtype=torch.bfloat16), (8, 96))):
         with pytest.raises(BackendError, match="tensor map"):
             TensorMap(tensor, box)
-
-
-def test_tensor_float32_is_left_as_it_was_found():
-    from pi05_ros.backends.cuda.precision import tensor_float32
-
-    settings = torch.backends.cuda.matmul
-    name = "fp32_precision" if hasattr(settings, "fp32_precision") else "allow_tf32"
-    before = getattr(settings, name)
-    with pytest.raises(ZeroDivisionError), tensor_float32():
-        assert getattr(settings, name) in ("tf32", True) and getattr(settings, name) != before
-        raise ZeroDivisionError
-    assert getattr(settings, name) == before

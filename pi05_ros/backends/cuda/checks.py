@@ -84,9 +84,11 @@ def weight_bytes(config: Pi05Config, stages: list[str], runs: Mapping[str, str] 
             return 1
         if name == EMBEDDING and host_embedding:
             return 0
+        if name.startswith(vision) and "patch_embedding" in name:
+            return 8 if name.endswith(".bias") else 2  # it is in the positions; what it counts for are zeros behind
         if fp8_vision and ".layers." in name:  # of FP8 they are beside them
             return 4 if "norm" in name else 2
-        if not name.startswith(vision) or "embedding" in name:
+        if not name.startswith(vision) or "position_embedding" in name:
             return target_dtype(name, torch.bfloat16).itemsize
         return 0 if "norm" in name else 2 + 8 * name.endswith(".bias")
 

@@ -23,7 +23,6 @@ from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
 from pi05_ros.backends.cuda.kernels.suffix_attention import suffix_attention
 from pi05_ros.backends.cuda.kernels.vision_product import added_product, fits_hopper, normed_product
 from pi05_ros.backends.cuda.packing import ExpertWeights, PrefixWeights, VisionWeights
-from pi05_ros.backends.cuda.precision import tensor_float32
 from pi05_ros.backends.cuda.shapes import Buffers
 from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
@@ -35,9 +34,8 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
     x, normed, qkv, attended = b.vision_x[:rows], b.vision_normed[:rows], b.vision_qkv[:rows], b.vision_attended[:rows]
     side = c.image_size // c.patch_size
     patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
-    b.patches[:rows].view(patches.shape).copy_(patches)
-    with tensor_float32():  # far finer than the bfloat16 that follows
-        torch.mm(b.patches[:rows], w.patch, out=x)
+    b.patches[:rows, :patches[0, 0, 0].numel()].unflatten(1, patches.shape[3:]).view(patches.shape).copy_(patches)
+    torch.mm(b.patches[:rows], w.patch, out_dtype=torch.float32, out=x)
     tokens = b.image_tokens[:rows]
     if fits_hopper(c.width, c.mlp_dim, x.device):
         return _vision_in_products(w, b, config, x, tokens)

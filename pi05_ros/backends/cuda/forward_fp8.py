@@ -19,7 +19,6 @@ from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
 from pi05_ros.backends.cuda.kernels.prefix_input import fill
 from pi05_ros.backends.cuda.kernels.rope import rope_into_cache
 from pi05_ros.backends.cuda.packing_fp8 import Fp8GateUp, Fp8Linear, Fp8PrefixWeights, Fp8VisionWeights
-from pi05_ros.backends.cuda.precision import tensor_float32
 from pi05_ros.backends.cuda.shapes import Buffers
 from pi05_ros.backends.cuda.tilings import Tilings
 from pi05_ros.config import Pi05Config
@@ -32,9 +31,8 @@ def vision(w: Fp8VisionWeights, b: Buffers, config: Pi05Config, cameras: int) ->
     x, attended, normed = b.vision_x[:rows], b.vision_attended[:rows], b.vision_normed[:rows]
     side = c.image_size // c.patch_size
     patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
-    b.patches[:rows].view(patches.shape).copy_(patches)
-    with tensor_float32():
-        torch.mm(b.patches[:rows], w.patch, out=x)
+    b.patches[:rows, :patches[0, 0, 0].numel()].unflatten(1, patches.shape[3:]).view(patches.shape).copy_(patches)
+    torch.mm(b.patches[:rows], w.patch, out_dtype=torch.float32, out=x)
     delta = w.position
     for layer in w.layers:
         qkv = product(norm(x, delta, layer.qkv, normed), layer.qkv)
@@ -49,16 +47,17 @@ def vision(w: Fp8VisionWeights, b: Buffers, config: Pi05Config, cameras: int) ->
 def prefix(w: Fp8PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, rows: int) -> None:
     """b.source, b.valid, b.positions, b.prefix_images to b.prefix_keys and values."""
     x, attended, normed, delta = b.prefix_x[:rows], b.prefix_attended[:rows], b.prefix_normed[:rows], None
+    ones = b.prefix_inverse_rms  # attention makes them so: norms are before the products here
     fill(b.source[:rows], b.prefix_images, w.embedding, x)
     for layer, keys, values in zip(w.layers, b.prefix_keys, b.prefix_values, strict=True):
         qkv = product(norm(x, delta, layer.qkv, normed), layer.qkv)
         if layer.out is None or layer.gate_up is None or layer.down is None:  # the last layer: nobody reads more
-            return rope_into_cache(qkv, b.positions, b.cos, b.sin, keys, values, queries=False)
-        prefix_attention(qkv, b.positions, b.cos, b.sin, keys, values, b.valid, attended, config.prefix.num_heads,
-                         tilings.prefix_attention)
+            return rope_into_cache(None, qkv, b.positions, b.cos, b.sin, keys, values, ones, queries=False)
+        prefix_attention(None, qkv, b.positions, b.cos, b.sin, keys, values, ones, b.valid, attended,
+                         config.prefix.num_heads, tilings.prefix_attention)
         delta = product(rounded(attended, layer.out), layer.out)
         low = norm(x, delta, layer.gate_up, normed)
-        delta = product(gated(low, layer.gate_up, b.prefix_gate_up[:rows], b.prefix_hidden[:rows]), layer.down)
+        delta = product(gated(low, ones, layer.gate_up, b.prefix_gate_up[:rows], b.prefix_hidden[:rows]), layer.down)
 
 
 def norm(x: Tensor, delta: Tensor | None, layer: Tensor | Fp8Linear | Fp8GateUp, out: Tensor) -> Tensor:
@@ -79,10 +78,10 @@ def rounded(x: Tensor, layer: Tensor | Fp8Linear, gelu: bool = False) -> Tensor:
     return low
 
 
-def gated(x: Tensor, layer: Tensor | Fp8GateUp, gate_up: Tensor, hidden: Tensor) -> Tensor:
+def gated(x: Tensor, ones: Tensor, layer: Tensor | Fp8GateUp, gate_up: Tensor, hidden: Tensor) -> Tensor:
     """The gated linear unit, as `down` reads it: its layers are in one precision."""
     if isinstance(layer, Tensor):
-        gated_product(x, layer, gate_up, hidden)
+        gated_product(x, ones, layer, gate_up, hidden)
         return hidden
     gated_product_fp8(x, layer, gate_up, low := narrow(hidden))
     return low

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pi05_ros.backends.cuda.layouts import PackedLayers
@@ -55,7 +56,7 @@ class VisionLayer:
 
 @dataclass(frozen=True)
 class VisionWeights:
-    """patch float32 [3*14*14, W]; position float32 [256, W], the patch bias added."""
+    """patch [3*14*14 and zeros to a multiple of 8, W]; position float32 [256, W], the patch bias added."""
 
     patch: Tensor
     position: Tensor
@@ -163,7 +164,8 @@ def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
 def patch_embedding(take: Take) -> tuple[Tensor, Tensor]:
     """`patch` and `position` of VisionWeights."""
     at = "vision_tower.embeddings."
-    patch = take(at + "patch_embedding.weight").float().flatten(1).T.contiguous()
+    patch = take(at + "patch_embedding.weight").to(torch.bfloat16).flatten(1).T
+    patch = F.pad(patch, (0, 0, 0, -len(patch) % 8)).contiguous()  # cuBLAS wants rows of whole 16 bytes
     return patch, take(at + "position_embedding.weight").float() + take(at + "patch_embedding.bias").float()
 
 

@@ -68,7 +68,7 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
     return {
         # vision
         "pixels": ((config.num_cameras, 3, v.image_size, v.image_size), f32),
-        "patches": ((image_rows, 3 * v.patch_size**2), f32),
+        "patches": ((image_rows, -(-3 * v.patch_size**2 // 8) * 8), bf16),  # zeros behind
         "vision_x": ((image_rows, v.width), f32),
         "vision_delta": ((image_rows, v.width), bf16),
         "vision_normed": ((image_rows, v.width), bf16),
@@ -85,6 +85,7 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "sin": ((rows + horizon, half), f32),
         "prefix_images": ((image_rows, p.width), bf16),
         "prefix_x": ((rows, p.width), bf16),
+        "prefix_normed": ((rows, p.width), bf16),  # where layers are in FP8 (forward_fp8.py)
         "prefix_inverse_rms": ((rows + 256,), f32),  # beyond the rows, too: the gated product reads whole tiles
         "prefix_qkv": ((rows, qkv), bf16),
         "prefix_attended": ((rows, p.num_heads * p.head_dim), bf16),
