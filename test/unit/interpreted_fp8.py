@@ -46,6 +46,16 @@ def repair_the_interpreter():
     interpreter._convert_float, interpreter.InterpreterBuilder.create_dot = converted, product
 
 
+def give_the_cpu_wide_products():
+    """torch.mm that sums and returns bfloat16 factors' products in float32: PyTorch has it on GPUs alone."""
+    narrow = torch.mm
+
+    def product(a, b, out_dtype=None, out=None):
+        return narrow(a, b, out=out) if out_dtype is None else narrow(a.to(out_dtype), b.to(out_dtype), out=out)
+
+    torch.mm = product
+
+
 def outliers(*shape, dtype=torch.bfloat16):
     return (torch.randn(shape) * torch.where(torch.rand(shape[-1]) < 0.05, 32.0, 1.0)).to(dtype)
 
@@ -125,5 +135,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
     repair_the_interpreter()
+    give_the_cpu_wide_products()
     check_kernels()
     check_stages(sys.argv[1])

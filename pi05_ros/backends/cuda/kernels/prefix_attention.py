@@ -75,8 +75,8 @@ def _kernel(heads: int, device: torch.device) -> Kernel:
     return Program("prefix_attention", defines, device).kernel("prefix_attention", SHARED_BYTES)
 
 
-def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
-                     inverse: Tensor, valid: Tensor, out: Tensor, heads: int, tiles: Tiles,
+def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
+                     values: Tensor, inverse: Tensor, valid: Tensor, out: Tensor, heads: int, tiles: Tiles,
                      portable: bool = False) -> None:
     """x [rows, W] and its qkv [rows, (heads + 2) * D] before norm and RoPE (x None: of normed rows); inverse [>= rows]
     becomes 1 / rms(x), or 1; keys, values [>= rows, D] take this layer's; valid [rows]; out [rows, heads * D]. `tiles`:

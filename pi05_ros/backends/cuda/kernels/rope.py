@@ -1,4 +1,5 @@
-"""Prefix q, k, v after their merged product: normed where they are not yet, k rotated into the cache, v copied into it, q rotated if wanted.
+"""Prefix q, k, v after their merged product: normed where they are not, k rotated into the cache, v copied into it, q
+rotated if wanted.
 
 Where the product read rows of x as they are, each row of q, k, v takes its 1 / rms(x) here: rms norm is a factor a row.
 Half-split rotation, pair i with i + head_dim / 2, in float32 with float32 tables. One program a row.
@@ -43,11 +44,12 @@ def _rope(x_ptr, qkv_ptr, positions_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr,
         tl.store(at + half, second.to(tl.bfloat16), mask=inside)
 
 
-def rope_into_cache(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
-                    inverse: Tensor, queries: bool) -> None:
+def rope_into_cache(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
+                    values: Tensor, inverse: Tensor, queries: bool) -> None:
     """x [rows, W]; qkv [rows, (Q + 2) * D] of x, Q may be 0; keys, values [>= rows, D]; inverse float32 [>= rows]
     becomes 1 / rms(x); `queries`: norm and rotate q too. x None: qkv is of normed rows, and inverse becomes 1."""
     rows, width, dim = qkv.shape[0], 0 if x is None else x.shape[1], keys.shape[-1]
     heads = qkv.shape[1] // dim
-    _rope[(rows,)](qkv if x is None else x, qkv, positions, cos, sin, keys, values, inverse, RMS_EPS, 0 if queries else heads - 2, heads - 2,
-                   heads, dim, triton.next_power_of_2(dim // 2), width, triton.next_power_of_2(max(width, 1)), num_warps=4)
+    _rope[(rows,)](qkv if x is None else x, qkv, positions, cos, sin, keys, values, inverse, RMS_EPS,
+                   0 if queries else heads - 2, heads - 2, heads, dim, triton.next_power_of_2(dim // 2), width,
+                   triton.next_power_of_2(max(width, 1)), num_warps=4)
