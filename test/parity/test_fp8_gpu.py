@@ -136,7 +136,7 @@ def test_gated_product(rows, inner, features, promote):
     exact = relative_error(to_fp8(right, factors[2:]).float() * factors[2], right.clamp(-448 * factors[2],
                                                                                      448 * factors[2]))
     print(f"{rows} x {inner} x {features}: error {error:.3e}, of the rounding alone {exact:.3e}")
-    near(out[:rows], to_fp8(right, factors[2:]), least=0.9 if promote == 0 else 0.97)
+    near(out[:rows], to_fp8(right, factors[2:]), least=0.9 if promote == 0 else 0.95)
     assert error < 1.1 * exact
 
 
