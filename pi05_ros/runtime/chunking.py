@@ -34,11 +34,13 @@ NON_FINITE = "non-finite command"  # the `cause` for which the robot is held at 
 @dataclass(frozen=True)
 class CommandLimits:
     """max_committed_s: a trajectory ends at most this far ahead of now; stop_time_s: time of its braking to rest;
-    lead_s: nothing changes nearer than this, so that a command reaches its controller before it matters."""
+    lead_s: nothing changes nearer than this, so that a command reaches its controller before it matters; fade_s: a
+    trajectory goes over into the next one in so long, 0: at once."""
 
     max_committed_s: float = 1.0
     stop_time_s: float = 0.2
     lead_s: float = 0.02
+    fade_s: float = 0.5
 
 
 class JointLimits:
@@ -113,7 +115,10 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
                                cause="late chunk")
     times = times[keep]
     spans = np.diff(times, prepend=start.times_s[-1])
-    positions = limit_steps(wanted[keep], start.positions[-1], start.velocities[-1], spans, limits)
+    wanted = wanted[keep]
+    if drop_elapsed and goes_on and running is not None:
+        wanted = faded(wanted, times, chunk.stamp_ns, start, running, command.fade_s)
+    positions = limit_steps(wanted, start.positions[-1], start.velocities[-1], spans, limits)
     slopes = np.diff(positions, axis=0, prepend=start.positions[-1:]) / spans[:, None]
     end, end_velocity = brake(positions[-1], slopes[-1], limits, command.stop_time_s)
     velocities = np.concatenate([monotone_velocities(slopes), end_velocity[None], np.zeros_like(end)[None]])
@@ -122,6 +127,22 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
                                np.concatenate([start.positions, positions]),
                                np.concatenate([start.velocities, velocities]), rests_until_ns=start.rests_until_ns,
                                late_s=shift_s)
+
+
+def faded(wanted: np.ndarray, times_s: np.ndarray, stamp_ns: int, start: Start, running: JointTrajectoryPlan,
+          fade_s: float) -> np.ndarray:
+    """Positions [K, J] at times [K] that leave the running trajectory little by little for the wanted ones: two chunks
+    that disagree by a centimetre would else jerk the arm at every join. The weight has the least jerk that goes from 0
+    to 1 in `fade_s` (Flash and Hogan 1985), or in what the running trajectory has left before it brakes."""
+    join_s = start.times_s[-1]
+    left_s = (running.stamp_ns - stamp_ns) * 1e-9 + running.times_s[-2:][0] - join_s
+    if (span_s := min(fade_s, left_s)) <= 0:
+        return wanted
+    before = np.array([running.at(stamp_ns + round(t * 1e9))[0] for t in (join_s, *times_s)])
+    u = np.clip((times_s[:, None] - join_s) / span_s, 0.0, 1.0)
+    weight = u**3 * (10 + u * (6 * u - 15))
+    on_it = np.abs(start.positions[-1] - before[0]) < 1e-6  # not a joint that is led from where it was measured
+    return np.where(on_it, before[1:] + weight * (wanted - before[1:]), wanted)
 
 
 def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured: JointMeasurement, now_ns: int,
