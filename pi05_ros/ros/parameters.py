@@ -103,6 +103,8 @@ PARAMETERS = (
                   0.01, 10.0, live=True),
     ParameterSpec("command_lead_s", 0.02, "What is commanded for so long ahead does not change: longer than a "
                   "command takes to its controller [s].", 0.0, 1.0, live=True),
+    ParameterSpec("fade_s", 0.5, "A trajectory goes over into the next one little by little in so long, or in what is "
+                  "left of it; 0: at once [s].", 0.0, 10.0, live=True),
 )
 SPECS = {spec.name: spec for spec in PARAMETERS}
 
@@ -186,7 +188,8 @@ def input_limits(values: dict[str, Any]) -> InputLimits:
 
 
 def command_limits(values: dict[str, Any]) -> CommandLimits:
-    return CommandLimits(values["max_committed_s"], values["stop_time_s"], values["command_lead_s"])
+    return CommandLimits(values["max_committed_s"], values["stop_time_s"], values["command_lead_s"],
+                         values["fade_s"])
 
 
 def _no(reason: str) -> SetParametersResult:

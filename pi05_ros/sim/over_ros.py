@@ -60,6 +60,7 @@ class PolicyUnderTest:
             "action_horizon": evaluation.horizon or 0, "max_committed_s": COMMAND.max_committed_s,
             "absent_cameras": TOPICS[masked].removesuffix("_image") if masked else "",
             "stop_time_s": COMMAND.stop_time_s, "command_lead_s": COMMAND.lead_s,
+            "fade_s": COMMAND.fade_s,
             "max_skew_s": 0.001,  # joints of the very moment of the images
             "max_input_age_s": 5.0, "input_timeout_s": 60.0, "worker_timeout_s": ANSWER_S,
         }, {"__node": name, "/clock": f"/{name}/clock"})

@@ -148,6 +148,43 @@ def test_a_robot_with_end_effector_actions_is_refused_with_the_reason():
         JointLimits(Robot("libero", "end_effector", 20.0, {}, 8, 7))
 
 
+def disagreeing(fade_s):
+    """Two chunks at one speed, the second 0.05 rad beside the first: the new trajectory, and the third differences of
+    what is commanded, sampled at the control period."""
+    line = np.stack([np.arange(60) * 0.02, np.zeros(60)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits(2.0, fade_s=fade_s))
+    later = NOW + 200_000_000
+    position, _ = running.at(later)
+    beside = replace(chunk(line[10:] + [0.0, 0.05]), stamp_ns=later - 100_000_000)
+    plan = plan_chunk(beside, LIMITS, measured(position, later), later, CommandLimits(2.0, fade_s=fade_s), running)
+    times = later + (np.arange(30) * 20_000_000)
+    commanded = np.array([(running if t < plan.stamp_ns + plan.times_s[0] * 1e9 else plan).at(t)[0] for t in times])
+    return plan, np.abs(np.diff(commanded[:, 1], n=3)).max(), commanded
+
+
+def test_chunks_that_disagree_go_over_into_each_other():
+    at_once, jerk_at_once, _ = disagreeing(0.0)
+    faded_over, jerk, commanded = disagreeing(0.4)
+    assert jerk < 0.05 * jerk_at_once
+    assert (np.diff(commanded[:, 1]) >= -1e-9).all()  # no way back on the way over
+    after = faded_over.times_s > faded_over.times_s[0] + 0.42
+    assert after.sum() > 10
+    np.testing.assert_allclose(faded_over.positions[after][:-1, 1], 0.05, atol=1e-6)  # then the new chunk alone
+    np.testing.assert_allclose(at_once.positions[2:-1, 1], 0.05, atol=1e-6)
+
+
+def test_a_fade_ends_before_the_running_trajectory_brakes():
+    line = np.stack([np.arange(20) * 0.02, np.zeros(20)], axis=1)
+    running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
+    later = NOW + 200_000_000
+    plan = plan_chunk(replace(chunk(np.full((50, 2), 0.2)), stamp_ns=later), LIMITS,
+                      measured(running.at(later)[0], later), later, CommandLimits(fade_s=5.0), running)
+    last_action = running.stamp_ns + running.times_s[-2] * 1e9
+    reached = plan.stamp_ns + plan.times_s[:-1] * 1e9 >= last_action + 1
+    assert reached.any()
+    np.testing.assert_allclose(plan.positions[:-1][reached, 0], 0.2, atol=1e-9)
+
+
 def test_a_hold_brakes_from_the_running_trajectory():
     line = np.stack([np.arange(40) * 0.02, np.zeros(40)], axis=1)
     running = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits())
