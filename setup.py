@@ -10,9 +10,9 @@ X86_LINUX = "; platform_system == 'Linux' and platform_machine == 'x86_64'"
 
 
 def share_files() -> list[tuple[str, list[str]]]:
-    """launch/ and config/ with their folders, under share/pi05_ros."""
+    """launch/, config/ and models/ with their folders, under share/pi05_ros."""
     found: dict[str, list[str]] = {}
-    for top in ("launch", "config"):
+    for top in ("launch", "config", "models"):
         for path in sorted((ROOT / top).rglob("*")):
             relative = path.relative_to(ROOT)
             if path.is_file() and "__pycache__" not in relative.parts:

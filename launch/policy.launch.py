@@ -1,7 +1,7 @@
 """Start the policy node and bring it to `active`.
 
     ros2 launch pi05_ros policy.launch.py robot:=aloha checkpoint:=/path/to/checkpoint device:=cuda dtype:=bfloat16
-    ros2 launch pi05_ros policy.launch.py sim:=true checkpoint:=/path/to/checkpoint prompt:="touch the red block"
+    ros2 launch pi05_ros policy.launch.py sim:=true prompt:="touch the red block"
 
 Topics are the node's private names; connect a robot by remapping with the *_topic arguments.
 """
@@ -22,7 +22,8 @@ PARAMS_FILE = str(Path(__file__).resolve().parents[1] / "config" / "policy.yaml"
 # name: (default, description, allowed values or None). Those of PARAMETERS override the parameter file when given.
 PARAMETERS = {
     "robot": ("", "Robot: a name from config/robots or the path of a YAML file.", None),
-    "checkpoint": ("", "Checkpoint directory (openpi or lerobot, safetensors). Empty: the embedded tiny model.", None),
+    "checkpoint": ("", "Checkpoint directory (openpi or lerobot, safetensors), or `tabletop`, which comes with the package. "
+                   "Empty: that one with sim, else the embedded tiny model.", None),
     "tokenizer": ("", "SentencePiece model. Empty: the one in the checkpoint's directory.", None),
     "backend": ("", "Backend, eager or cuda, or one a stage: vision=cuda,expert=eager.", None),
     "device": ("", "auto, cpu, cuda or cuda:<number>.", None),
@@ -73,7 +74,7 @@ def start(context) -> list:
         overrides["denoising_steps"] = whole_number("denoising_steps", overrides["denoising_steps"], 1, 50)
     sim = given("sim") == "true"
     if sim:
-        overrides.setdefault("robot", "tabletop")
+        overrides = {"robot": "tabletop", "checkpoint": "tabletop", **overrides}
     node = LifecycleNode(
         package="pi05_ros",
         executable="policy_node",

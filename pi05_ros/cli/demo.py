@@ -1,9 +1,9 @@
 """A simulated robot and the policy node, as separate processes over DDS: cameras and joints go out of a physics world,
 pi0.5 answers, the arm moves.
 
-With --checkpoint the arm does what the prompt says; of several prompts each is said when the one before is done, or its
-share of --duration is over. Without one the model is a tiny one with random weights: the arm moves, smoothly and inside
-its limits, but to no purpose.
+The arm does what the prompt says, by a small pi0.5 that comes with the package; of several prompts each is said when the
+one before is done, or its share of --duration is over. With --random-weights the arm moves, smoothly and inside its
+limits, but to no purpose.
 
 Simulated time waits for the policy, so that the motion does not depend on how fast this machine is; with --real-time
 it does not wait.
@@ -27,7 +27,7 @@ HELP = "see the whole path at work on a simulated robot"
 PROMPTS = ("touch the red block", "touch the blue block")
 LOOKS_A_SECOND = 2.0  # of simulated time
 AFTER_SUCCESS_S = 1.5
-MEANS_NOTHING = "no --checkpoint: random weights, so the arm's motion means nothing; what you see is the path at work"
+MEANS_NOTHING = "random weights: the arm's motion means nothing; what you see is the path at work"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real-time", action="store_true", help="simulated time does not wait for the policy")
     parser.add_argument("--film", type=Path, default=Path("demo.gif"), metavar="FILE.gif",
                         help="what the base camera saw (default: demo.gif)")
+    parser.add_argument("--random-weights", action="store_true", help="a model that has learnt nothing, of --size")
     add_model_options(parser)
+    parser.set_defaults(checkpoint=Path("tabletop"))
     parser.add_argument("--steps", type=positive, default=10, help="denoising steps (default: 10)")
 
 
@@ -50,9 +52,9 @@ def run(args: argparse.Namespace) -> Report:
 
     share_this_machine()
     prompts = tuple(args.prompt or PROMPTS)
-    if args.checkpoint is None:
+    if args.random_weights:
         console.print(f"[bold yellow]{MEANS_NOTHING}[/]", highlight=False)
-    settings = {"robot": "tabletop", "checkpoint": str(args.checkpoint or ""), "backend": args.backend,
+    settings = {"robot": "tabletop", "checkpoint": "" if args.random_weights else str(args.checkpoint), "backend": args.backend,
                 "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
                 "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": prompts[0],
                 "use_sim_time": True, "max_input_age_s": 2.0,
@@ -70,11 +72,11 @@ def run(args: argparse.Namespace) -> Report:
     if seen.frames:
         save_film(args.film, seen.frames, 1.0 / LOOKS_A_SECOND)
         console.print(f"film: {args.film}", highlight=False)
-    if args.checkpoint is None:
+    if args.random_weights:
         console.print(MEANS_NOTHING, highlight=False)
     for problem in problems:
         console.print(f"[bold red]failed:[/] {problem}", highlight=False)
-    return Report(ok=not problems, data={**seen.summary(), "told": told, "random_weights": args.checkpoint is None,
+    return Report(ok=not problems, data={**seen.summary(), "told": told, "random_weights": args.random_weights,
                                          "problems": problems})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pi05_ros.config import share_directory
 from pi05_ros.errors import CheckpointError
 from pi05_ros.model.json_fields import JsonFields
 from pi05_ros.model.stored_tensors import pickled
@@ -15,17 +16,24 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "manifest.ocdbt")
 
 
+def shipped() -> dict[str, Path]:
+    """The checkpoints that come with the package, by name."""
+    return {file.parent.name: file.parent for file in sorted((share_directory() / "models").glob(f"*/{WEIGHTS}"))}
+
+
 def locate(given: str | Path) -> tuple[Path, list[Path]]:
-    """The checkpoint's directory and its safetensors files (several if it is sharded).
+    """The checkpoint's directory and its safetensors files (several if it is sharded). A name of `shipped` is that
+    one, whatever lies in the working directory.
 
     Raises:
         CheckpointError: there is no such path, or it holds something else.
     """
     try:
-        path = Path(given).expanduser()
+        path = shipped().get(str(given)) or Path(given).expanduser()
         path.stat()
     except (OSError, ValueError, RuntimeError) as error:  # also a NUL in the name, and ~ of nobody
-        raise CheckpointError(str(given), expected="a checkpoint directory or a .safetensors file",
+        raise CheckpointError(str(given), expected="a checkpoint directory, a .safetensors file, or a checkpoint that "
+                              "comes with the package: " + ", ".join(shipped()),
                               received=getattr(error, "strerror", None) or str(error),
                               way_out="Check the path; a model on a hub must be downloaded first.") from error
     if path.is_file():

@@ -69,6 +69,7 @@ class TabletopWorld:
         self.data.qpos[self.qpos] = self._command
         self.data.qpos[self._mimic] = self._command[-1]
         self._time_ns, self._pressed_ns, self._touched = 0, 0, np.zeros(len(COLOURS), bool)
+        self._touching = self._left_behind = np.zeros(len(COLOURS), bool)
         self.data.ctrl[:] = self._command
         mujoco.mj_step(self.model, self.data, SETTLE_STEPS)
         mujoco.mj_forward(self.model, self.data)
@@ -77,9 +78,10 @@ class TabletopWorld:
         return self.task
 
     def ask(self, task: Task) -> None:
-        """Another task from here on, judged by what happens to the blocks from now."""
+        """Another task from here on, judged by what happens to the blocks from now. A block that a finger is at counts
+        as touched only once the finger has left it."""
         self.task, self._start, self._touched = task, self._block_positions(), np.zeros(len(COLOURS), bool)
-        self._pressed_ns = 0
+        self._pressed_ns, self._left_behind = 0, self._touching
 
     @property
     def time_ns(self) -> int:
@@ -167,11 +169,14 @@ class TabletopWorld:
         mujoco.mj_step(self.model, self.data)
         self._time_ns += self._step_ns
         meant, pressed = self._block_geoms[COLOURS.index(self.task.colour)], False
+        touching = np.zeros(len(COLOURS), bool)
         for contact, pair in enumerate(self.data.contact.geom[:self.data.ncon].tolist()):
             if not self._fingers.isdisjoint(pair):
                 for block, geom in enumerate(self._block_geoms):
-                    self._touched[block] |= geom in pair
+                    touching[block] |= geom in pair
                 pressed |= meant in pair and abs(self.data.contact.frame[contact, 2]) > UPRIGHT  # its normal's z
+        self._touching, self._left_behind = touching, self._left_behind & touching
+        self._touched |= touching & ~self._left_behind
         self._pressed_ns += self._step_ns * pressed
 
     def _block_positions(self) -> np.ndarray:

@@ -14,7 +14,6 @@ from pi05_ros.backends.cuda import checks, packing
 from pi05_ros.backends.cuda.quantised import (
     IN_BF16,
     IN_FP8,
-    check_asked_for,
     check_quantisation,
     how_layers_run,
     plain_source,
@@ -158,12 +157,3 @@ def test_a_hybrid_tells_what_each_of_its_backends_does(source, monkeypatch):
     monkeypatch.setattr(eager.EagerStages, "runs", {"a": IN_FP8})
     built = base.build("eager", source, "cpu", "float32")
     assert built.runs == {"a": IN_FP8} and built.how_layers_run() == "1 layers FP8"
-
-
-def test_products_that_no_gpu_has_run_are_not_run_unasked(monkeypatch):
-    monkeypatch.delenv("PI05_FP8", raising=False)
-    check_asked_for({"one": IN_BF16})
-    with pytest.raises(BackendError, match="PI05_FP8=1"):
-        check_asked_for({"one": IN_BF16, "two": IN_FP8})
-    monkeypatch.setenv("PI05_FP8", "1")
-    check_asked_for({"two": IN_FP8})

@@ -143,6 +143,22 @@ def test_another_task_is_judged_from_where_the_blocks_are(world):
     assert demonstrate(world, 3, Task("touch", "red")) == "success"
     world.ask(Task("touch", "green"))
     assert world.outcome == "running" and world.task.prompt == "touch the green block"
+    assert world.step(world.command) == "running"  # the finger still rests on the red one
+    assert not world.blocks.touched.any()
+    world.ask(Task("touch", "red"))
+    assert world.step(world.command) == "running"  # nor is that another touch
+
+
+def test_a_block_that_the_finger_left_counts_again(world):
+    assert demonstrate(world, 3, Task("touch", "red")) == "success"
+    block, there = world.blocks.position[COLOURS.index("red")], world.command
+    above = np.append(TipKinematics(world).solve(np.append(block, 0.12), near=there), 0.0)
+    world.ask(Task("touch", "green"))
+    for share in np.linspace(0, 1, 20):
+        assert world.step(there + share * (above - there)) == "running"
+    for share in np.linspace(0, 1, 20):
+        outcome = world.step(above + share * (there - above))
+    assert outcome == "failure" and world.blocks.touched[COLOURS.index("red")]
 
 
 def test_a_block_that_is_pressed_on_from_above_is_touched_but_not_pushed(world):

@@ -10,13 +10,7 @@ import torch
 from pi05_ros.backends.cuda import checks
 from pi05_ros.backends.cuda.packing import pack
 from pi05_ros.backends.cuda.persistent import chosen_expert
-from pi05_ros.backends.cuda.quantised import (
-    IN_FP8,
-    check_asked_for,
-    check_quantisation,
-    how_layers_run,
-    plain_source,
-)
+from pi05_ros.backends.cuda.quantised import IN_FP8, check_quantisation, how_layers_run, plain_source
 from pi05_ros.backends.cuda.shapes import allocate
 from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.model.weights import Progress, WeightSource
@@ -33,7 +27,6 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     check_quantisation(source.quantisation, config, wanted, torch.cuda.get_device_capability(device))
     checks.check_libraries()
     runs = how_layers_run(source.quantisation, config, wanted)
-    check_asked_for(runs)
     host_embedding = checks.check_memory(config, wanted, device, runs)
     from pi05_ros.backends.cuda.stages import CudaStages
     from pi05_ros.backends.cuda.tilings import tilings_for

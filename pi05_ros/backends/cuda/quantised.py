@@ -8,7 +8,6 @@ values, its inputs are not rounded. Nothing does so silently: `how_layers_run` s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,15 +70,6 @@ def check_quantisation(quantisation: Quantisation | None, config: Pi05Config, st
             raise BackendError("backend 'cuda', a checkpoint in fp8", expected="compute capability 8.9 (Ada) or later",
                                received=".".join(map(str, capability)),
                                way_out="Use backend 'eager', which simulates it, or the checkpoint before it.")
-
-
-def check_asked_for(runs: Mapping[str, str]) -> None:
-    """The FP8 kernels have not run on a GPU yet: no robot gets them unasked."""
-    if IN_FP8 in runs.values() and os.environ.get("PI05_FP8") != "1":
-        raise BackendError("backend 'cuda', a checkpoint in fp8", expected="PI05_FP8=1 in the environment, because its "
-                           "products in fp8 have been checked without a GPU only", received="it is not set",
-                           way_out="Use backend 'eager', or set it and let `pi05 validate-quantized --backend cuda` "
-                           "judge them on this GPU first.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@
 // exchange what they have of one row, since two features make the 16 bits that shared memory is written in.
 // Defines: as there, ROWS at most 200 with PROMOTE, K from 256 on, a multiple of 128 (and of 128 PROMOTE). Launch: 384 threads,
 // clusters of 2.
-// Compiled and disassembled; has not run on a GPU yet.
 #include "wgmma.cuh"
 
 constexpr int LAG = 1, STEP = 128, FEATURES = 64, HALF = (ROWS + 15) / 16 * 8;  // HALF: rows of x a block loads

@@ -2,8 +2,7 @@
 
 x += delta (in x's dtype, which is stored), n = the norm of x in float32, out = n weight + shift over input_scale in
 e4m3, saturated; into a bfloat16 `out` the norm goes as it is, for a product that is not in FP8. One program a row.
-Floor: bytes, 14 MB at 968 rows (3 us). Checked against the norms of model/ and low_precision.to_fp8. Has not run on a
-GPU yet.
+Floor: bytes, 14 MB at 968 rows (3 us). Checked against the norms of model/ and low_precision.to_fp8.
 """
 
 from __future__ import annotations
