@@ -22,8 +22,8 @@ PARAMS_FILE = str(Path(__file__).resolve().parents[1] / "config" / "policy.yaml"
 # name: (default, description, allowed values or None). Those of PARAMETERS override the parameter file when given.
 PARAMETERS = {
     "robot": ("", "Robot: a name from config/robots or the path of a YAML file.", None),
-    "checkpoint": ("", "Checkpoint directory (openpi or lerobot, safetensors), or `tabletop`, which comes with the package. "
-                   "Empty: that one with sim, else the embedded tiny model.", None),
+    "checkpoint": ("", "Checkpoint directory (openpi or lerobot, safetensors), or `tabletop`, which comes with the "
+                   "package. Empty: that one with sim, else the embedded tiny model.", None),
     "tokenizer": ("", "SentencePiece model. Empty: the one in the checkpoint's directory.", None),
     "backend": ("", "Backend, eager or cuda, or one a stage: vision=cuda,expert=eager.", None),
     "device": ("", "auto, cpu, cuda or cuda:<number>.", None),

@@ -1,8 +1,8 @@
 """A simulated robot and the policy node, as separate processes over DDS: cameras and joints go out of a physics world,
 pi0.5 answers, the arm moves.
 
-The arm does what the prompt says, by a small pi0.5 that comes with the package; of several prompts each is said when the
-one before is done, or its share of --duration is over. With --random-weights the arm moves, smoothly and inside its
+The arm does what the prompt says, by a small pi0.5 that comes with the package; of several prompts each is said when
+the one before is done, or its share of --duration is over. With --random-weights the arm moves, smoothly and inside its
 limits, but to no purpose.
 
 Simulated time waits for the policy, so that the motion does not depend on how fast this machine is; with --real-time
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> Report:
     prompts = tuple(args.prompt or PROMPTS)
     if args.random_weights:
         console.print(f"[bold yellow]{MEANS_NOTHING}[/]", highlight=False)
-    settings = {"robot": "tabletop", "checkpoint": "" if args.random_weights else str(args.checkpoint), "backend": args.backend,
-                "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
+    settings = {"robot": "tabletop", "checkpoint": "" if args.random_weights else str(args.checkpoint),
+                "backend": args.backend, "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
                 "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": prompts[0],
                 "use_sim_time": True, "max_input_age_s": 2.0,
                 "command_lead_s": 0.06}  # the simulated controller is Python on a shared CPU, slower than a real one

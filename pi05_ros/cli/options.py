@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def add_model_options(parser: argparse.ArgumentParser, backend: bool = True) -> None:
     """Which model, where, in which precision; `backend=False` where a verb names its backends another way."""
     group = parser.add_argument_group("model")
-    group.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint directory or file, or the name of one that comes with the package: tabletop")
+    group.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint directory or file, or the name of "
+                       "one that comes with the package: tabletop")
     group.add_argument("--size", choices=("tiny", "full"), default="tiny",
                        help="without --checkpoint: size of the model with random weights (default: tiny)")
     if backend:

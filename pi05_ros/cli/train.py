@@ -1,4 +1,4 @@
-"""Learns a small pi0.5 from the episodes in DATASET (pi05_ros/train/dataset.py describes them) and writes it to
+"""Learns a small pi0.5 from the episodes in every DATASET (pi05_ros/train/dataset.py describes them) and writes it to
 --output as a checkpoint that every other verb reads. The same command again goes on where the last one stopped, after
 --minutes or an interruption; on a CPU the result is the same bits either way.
 
@@ -23,7 +23,8 @@ HELP = "train a small pi0.5 on recorded episodes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="directory of recorded episodes")
+    parser.add_argument("dataset", type=Path, nargs="+", metavar="DATASET", help="directory of recorded episodes; "
+                        "several are learnt as one, in this order")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="directory of the checkpoint and of the run's state")
     parser.add_argument("--robot", metavar="NAME", help="robot name or YAML file (default: as the data set says)")
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> Report:
     device = check_device(args.device)
     args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
-    robot = load_robot(args.robot or read_index(args.dataset)["robot"])
+    robot = load_robot(args.robot or read_index(args.dataset[0])["robot"])
     prepared = prepare(args.dataset, robot, settings, progress, args.held_out)
     until = begun + 60 * args.minutes if args.minutes else float("inf")
     figures = train(prepared, settings, args.output, device, progress, until, args.dtype, args.compile)

@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pi05_ros.errors import ConfigError
 from pi05_ros.model.save import save_openpi
 from pi05_ros.model.weights import parameter_counts
 from pi05_ros.schema import Conventions, NormStats
-from pi05_ros.train.dataset import INDEX, read_episodes, read_index
+from pi05_ros.train.dataset import INDEX, Episode, read_episodes, read_index
 from pi05_ros.train.initial import initial_model
 from pi05_ros.train.presets import PRESETS, TrainSettings
 from pi05_ros.train.samples import Samples, encode_episodes, step_generator
@@ -42,7 +42,7 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set ready to be learnt: its samples, those held out (None: none), and what inference needs to know."""
+    """Data sets ready to be learnt: their samples, those held out (None: none), and what inference needs to know."""
 
     samples: Samples
     held_out: Samples | None
@@ -52,40 +52,53 @@ class Prepared:
     identity: str
 
 
-def prepare(directory: Path, robot: Robot, settings: TrainSettings, bar: Bar, held_out: int = 0) -> Prepared:
-    """Read the data set twice: for its statistics, then for its samples. The last `held_out` episodes are not learnt.
+def prepare(directories: Sequence[Path], robot: Robot, settings: TrainSettings, bar: Bar,
+            held_out: int = 0) -> Prepared:
+    """Read the data sets, as if they were one, twice: for their statistics, then for their samples. The last
+    `held_out` episodes are not learnt.
 
     Raises:
-        ConfigError: the data set is damaged, of another robot, or has no episode left to learn from.
+        ConfigError: a data set is damaged, of another robot or other cameras, or no episode is left to learn from.
     """
-    index = read_index(directory)
-    entries, cameras = index["episodes"], tuple(index["cameras"])
+    indices = [read_index(directory) for directory in directories]
+    for directory, index in zip(directories, indices, strict=True):
+        for key in ("robot", "cameras"):
+            if index[key] != indices[0][key]:
+                raise ConfigError(f"{key} of {directory}", expected=f"{indices[0][key]}, as in {directories[0]}",
+                                  received=str(index[key]), way_out="Train on data sets of one robot at a time.")
+    entries = [entry for index in indices for entry in index["episodes"]]
+    cameras = tuple(indices[0]["cameras"])
+
+    def all_episodes() -> Iterator[Episode]:
+        return chain.from_iterable(map(read_episodes, directories))
+
     learnt = len(entries) - held_out
     if held_out < 0 or learnt < 1:
         raise ConfigError("held out episodes", expected=f"0 to {len(entries) - 1}", received=str(held_out),
                           way_out="Hold out fewer, or record more.")
     missing = [slot for slot, spec in robot.cameras.items() if spec.required and slot not in cameras]
     if missing:
-        raise ConfigError(f"cameras of {directory}", expected=f"{missing[0]}, which robot '{robot.name}' requires",
+        raise ConfigError(f"cameras of {directories[0]}", expected=f"{missing[0]}, which robot '{robot.name}' requires",
                           received=", ".join(cameras), way_out="Record it, or choose the robot of the data set.")
     model = train_tokenizer(prompt for entry in entries[:learnt] for prompt in entry["prompts"])
     vocab_size = PromptTokenizer(model).vocab_size
     config = PRESETS[settings.config](settings.horizon, -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
     with bar("statistics"):
-        stats = dataset_stats(islice(read_episodes(directory), learnt), robot, settings.horizon)
+        stats = dataset_stats(islice(all_episodes(), learnt), robot, settings.horizon)
     transforms = RobotTransforms(robot, Conventions(), stats, PromptTokenizer(model, config.max_token_len), config)
     frames = [entry["frames"][1] - entry["frames"][0] for entry in entries]
     parts: list[Samples] = []
     with bar("samples") as update:
-        episodes = read_episodes(directory)
+        episodes = all_episodes()
         for count in (learnt, held_out):
             if count:
                 here, frames = sum(frames[:count]), frames[count:]
                 parts.append(encode_episodes(islice(episodes, count), here, cameras, transforms, settings.seed, update))
     parts = comparable(parts, robot.action_dim)
-    content = (directory / INDEX).read_bytes() + repr((asdict(robot), held_out)).encode()
+    content = [(directory / INDEX).read_bytes() for directory in directories]
+    content.append(repr((asdict(robot), held_out)).encode())
     return Prepared(parts[0], parts[1] if held_out else None, transforms, stats, model,
-                    hashlib.sha256(content).hexdigest())
+                    hashlib.sha256(b"".join(content)).hexdigest())
 
 
 def comparable(parts: list[Samples], robot_action_dim: int) -> list[Samples]:

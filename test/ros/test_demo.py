@@ -18,8 +18,8 @@ def demo(*words):
 @pytest.mark.usefixtures("seen_world")
 def test_the_demo_moves_the_simulated_arm_and_says_so(tmp_path):
     film = tmp_path / "demo.gif"
-    done, report = demo("--random-weights", "--duration", "6", "--steps", "2", "--film", str(film), "--prompt", "touch the red block",
-                        "--prompt", "push the blue block forward")
+    done, report = demo("--random-weights", "--duration", "6", "--steps", "2", "--film", str(film),
+                        "--prompt", "touch the red block", "--prompt", "push the blue block forward")
     assert done.returncode == 0, done.stderr
     assert report["ok"] and report["trajectories"] >= 2 and report["largest_joint_travel"] > 1e-3
     assert list(report["told"]) == ["touch the red block", "push the blue block forward"]

@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 
 
 def train(data, output, settings, until=float("inf"), **options):
-    prepared = training.prepare(data, TOY, settings, no_bar)
+    prepared = training.prepare([data], TOY, settings, no_bar)
     return training.train(prepared, settings, output, CPU, no_bar, until, **options)
 
 
@@ -178,16 +178,34 @@ def test_a_diverging_run_stops(data, tmp_path):
 
 
 def test_held_out_episodes_are_measured_and_not_learnt(data, tmp_path):
-    prepared = training.prepare(data, TOY, FEW, no_bar, held_out=1)
+    prepared = training.prepare([data], TOY, FEW, no_bar, held_out=1)
     assert (len(prepared.samples), len(prepared.held_out)) == (36, 12)
     figures = training.train(prepared, FEW, tmp_path, CPU, no_bar)
     assert figures["held_out_action_error"] > 0 and figures["held_out_goal_error"] > 0
     with pytest.raises(ConfigError, match="held out"):
-        training.prepare(data, TOY, FEW, no_bar, held_out=4)
+        training.prepare([data], TOY, FEW, no_bar, held_out=4)
+
+
+def test_several_data_sets_are_learnt_as_one(data, tmp_path):
+    parts = []
+    for seeds in ((0, 1), (2, 3)):
+        parts.append(tmp_path / f"part_{seeds[0]}")
+        with DatasetWriter(parts[-1], "toy", ("base_0_rgb",)) as writer:
+            for seed in seeds:
+                writer.add(toy_episode(seed))
+    whole, both = (training.prepare(of, TOY, FEW, no_bar, held_out=1) for of in ([data], parts))
+    for name in ("images", "tokens", "actions", "goals"):
+        assert torch.equal(getattr(whole.samples, name), getattr(both.samples, name)), name
+        assert torch.equal(getattr(whole.held_out, name), getattr(both.held_out, name)), name
+    assert whole.identity != both.identity != training.prepare(parts[::-1], TOY, FEW, no_bar, held_out=1).identity
+    with DatasetWriter(tmp_path / "other", "arm6", ("base_0_rgb",)) as writer:
+        writer.add(toy_episode(0))
+    with pytest.raises(ConfigError, match="robot of .*other: expected toy, as in"):
+        training.prepare([*parts, tmp_path / "other"], TOY, FEW, no_bar)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(data):
-    samples = training.prepare(data, TOY, FEW, no_bar).samples
+    samples = training.prepare([data], TOY, FEW, no_bar).samples
     one, same, other = (draw_batch(samples, 4, 0, step, True) for step in (3, 3, 4))
     assert all(torch.equal(getattr(one, name), getattr(same, name)) for name in vars(one))
     assert not torch.equal(one.noise, other.noise) and not torch.equal(one.pixels, other.pixels)
@@ -205,7 +223,7 @@ def test_augmentation_changes_little_and_nothing_when_told_so():
 
 
 def test_bfloat16_products_change_the_loss_a_little(data):
-    prepared = training.prepare(data, TOY, FEW, no_bar)
+    prepared = training.prepare([data], TOY, FEW, no_bar)
     losses = [float(training.make_trainer(prepared, replace(FEW, precision=precision), CPU).advance()[0])
               for precision in ("float32", "bfloat16")]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -246,7 +264,7 @@ def test_what_is_known_of_the_scene_is_learnt_scaled(tmp_path):
     with DatasetWriter(tmp_path / "data", "toy", ("base_0_rgb",)) as writer:
         for seed in range(4):
             writer.add(toy_episode(seed, scene=scene * np.array([1, seed + 1], np.float32)))
-    prepared = training.prepare(tmp_path / "data", TOY, FEW, no_bar, held_out=1)
+    prepared = training.prepare([tmp_path / "data"], TOY, FEW, no_bar, held_out=1)
     learnt, unseen = prepared.samples.scenes, prepared.held_out.scenes
     assert learnt[:, 0].abs().max() < 0.01  # never changes
     assert learnt[:, 1].unique().tolist() == pytest.approx([-1.5**0.5, 0, 1.5**0.5], abs=1e-4)
@@ -256,7 +274,7 @@ def test_what_is_known_of_the_scene_is_learnt_scaled(tmp_path):
 
 
 def test_an_episode_has_one_goal_and_guessing_their_mean_costs_one(data):
-    prepared = training.prepare(data, TOY, SETTINGS, no_bar, held_out=1)
+    prepared = training.prepare([data], TOY, SETTINGS, no_bar, held_out=1)
     goals = prepared.samples.goals[:, :TOY.action_dim]
     assert float(goals.square().mean()) == pytest.approx(1.0, rel=1e-5)
     assert float(goals.mean(dim=0).abs().max()) < 1e-5
