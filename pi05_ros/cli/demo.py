@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> Report:
     if args.random_weights:
         console.print(f"[bold yellow]{MEANS_NOTHING}[/]", highlight=False)
     settings = {"robot": "tabletop", "checkpoint": "" if args.random_weights else str(args.checkpoint),
-                "backend": args.backend, "device": args.device, "dtype": args.dtype, "size": args.size, "seed": args.seed,
-                "action_horizon": args.horizon or 0, "denoising_steps": args.steps, "prompt": prompts[0],
-                "use_sim_time": True, "max_input_age_s": 2.0,
+                "backend": args.backend, "device": args.device, "dtype": args.dtype, "size": args.size,
+                "seed": args.seed, "action_horizon": args.horizon or 0, "denoising_steps": args.steps,
+                "prompt": prompts[0], "use_sim_time": True, "max_input_age_s": 2.0,
                 "command_lead_s": 0.06}  # the simulated controller is Python on a shared CPU, slower than a real one
     scene = {"seed": args.scene, "lockstep": not args.real_time, "image_rate_hz": 10.0 if args.real_time
              else LOOKS_A_SECOND}
