@@ -44,8 +44,8 @@ class ParameterSpec:
 
 
 PARAMETERS = (
-    ParameterSpec("checkpoint", "", "Checkpoint directory (openpi or lerobot, safetensors); empty: the embedded "
-                  "tiny model."),
+    ParameterSpec("checkpoint", "", "Checkpoint directory (openpi or lerobot, safetensors), or tabletop, which comes "
+                  "with the package; empty: the embedded tiny model."),
     ParameterSpec("size", "tiny", "Without a checkpoint: size of the embedded model with random weights.",
                   choices=("tiny", "full")),
     ParameterSpec("robot", "arm6", "Robot: a name from config/robots or the path of a YAML file."),
