@@ -51,6 +51,7 @@ def test_a_robot_that_was_held_begins_with_the_first_actions_of_an_old_observati
     """An action a 20 ms, each 1 mrad further: 15 of them have passed after 0.3 s."""
     policy, motion = active.parts.policy, active.parts.motion
     policy.wanted, policy.slope = 0.0, 0.001
+    robot.set_parameter("fade_s", 0.0)
     robot.next_trajectory()
     if held:
         motion.hold("test")

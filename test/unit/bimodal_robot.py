@@ -49,9 +49,11 @@ def velocity_of(means: torch.Tensor):
     return velocity
 
 
-def drive(settings: JoinSettings, latency_s: float, seed: int, sides: tuple[float, float] = (-0.3, 0.3)) -> np.ndarray:
+def drive(settings: JoinSettings, latency_s: float, seed: int, sides: tuple[float, float] = (-0.3, 0.3),
+          fade_s: float = 0.0) -> np.ndarray:
     """Positions [T, 2] at the control period, for SECONDS. Every tenth control step, or as soon as the last chunk is
     published, a chunk begins; it is published `latency_s` after its observation."""
+    command = CommandLimits(max_committed_s=1.0, stop_time_s=0.2, lead_s=0.02, fade_s=fade_s)
     rng, robot, running, now = np.random.default_rng(seed), JointIntegrator((0.0, 0.0)), None, 10**12
     joining = Joining(lambda actions, state: np.pad(actions - state, ((0, 0), (0, WIDTH - 2))))
     grid = (now + np.arange(round(SECONDS / PERIOD)) * PERIOD * 1e9).round().astype(int)
@@ -68,7 +70,7 @@ def drive(settings: JoinSettings, latency_s: float, seed: int, sides: tuple[floa
         published = now + round(latency_s * 1e9)
         positions += [robot.at(at)[0] for at in grid[(grid >= now) & (grid < published)]]
         running = plan_chunk(joining.combined(chunk, settings), LIMITS, JointMeasurement(now, state), published,
-                             COMMAND, running, settings.mode != "plain")
+                             command, running, settings.mode != "plain")
         joining.published(chunk, published)
         assert robot.execute(running, published)
         now, index = max(now + round(EVERY * PERIOD * 1e9), published), index + 1
@@ -76,7 +78,6 @@ def drive(settings: JoinSettings, latency_s: float, seed: int, sides: tuple[floa
     return np.array(positions)
 
 
-COMMAND = CommandLimits(max_committed_s=1.0, stop_time_s=0.2, lead_s=0.02)
 SETTINGS = {
     "plain": JoinSettings("plain"), "delay_aware": JoinSettings("delay_aware"), "ensembled": JoinSettings("ensembled"),
     "guided": JoinSettings("guided"), "guided, exp, beta 5": JoinSettings("guided", schedule="exp", beta=5.0),
@@ -86,9 +87,9 @@ SETTINGS = {
 
 
 def measure(settings: JoinSettings, latency_s: float, seeds: int,
-            sides: tuple[float, float] = (-0.3, 0.3)) -> tuple[float, float, float]:
+            sides: tuple[float, float] = (-0.3, 0.3), fade_s: float = 0.0) -> tuple[float, float, float]:
     """Jerk of the whole runs but their first second, RMS over the runs, the median run's peak, and the x travelled."""
-    runs = [drive(settings, latency_s, seed, sides) for seed in range(seeds)]
+    runs = [drive(settings, latency_s, seed, sides, fade_s) for seed in range(seeds)]
     found = [jerk(run[50:], PERIOD) for run in runs]
     travelled = float(np.mean([run[-1, 0] - run[50, 0] for run in runs]))
     return math.sqrt(np.mean([r**2 for r, _ in found])), float(np.median([p for _, p in found])), travelled
@@ -96,7 +97,8 @@ def measure(settings: JoinSettings, latency_s: float, seeds: int,
 
 if __name__ == "__main__":
     print("jerk in rad/s^3, RMS / peak (median of 20 runs), and x travelled in 3 s (1.5 rad wanted)")
-    rows = [("one way only", JoinSettings(), (0.3, 0.3)), *((name, s, (-0.3, 0.3)) for name, s in SETTINGS.items())]
-    for name, settings, sides in rows:
-        cells = [measure(settings, ms * 1e-3, 20, sides) for ms in (0, 50, 100, 200)]
+    rows = [("one way only", JoinSettings(), (0.3, 0.3), 0.0), *((n, s, (-0.3, 0.3), 0.0) for n, s in SETTINGS.items()),
+            *((f"{n}, fading", SETTINGS[n], (-0.3, 0.3), 0.5) for n in ("delay_aware", "ensembled", "guided"))]
+    for name, settings, sides, fade_s in rows:
+        cells = [measure(settings, ms * 1e-3, 20, sides, fade_s) for ms in (0, 50, 100, 200)]
         print(f"| {name} | " + " | ".join(f"{r:.0f} / {p:.0f} ({x:.2f})" for r, p, x in cells) + " |", flush=True)

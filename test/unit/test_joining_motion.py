@@ -27,3 +27,10 @@ def test_guided_chunks_keep_their_mind(latency_s):
 def test_ensembled_chunks_change_their_mind_more_gently():
     free, ensembled = (measure(SETTINGS[mode], 0.1, SEEDS) for mode in ("delay_aware", "ensembled"))
     assert ensembled[RMS] < 0.75 * free[RMS] and ensembled[TRAVELLED] == pytest.approx(WANTED, rel=0.03)
+
+
+@pytest.mark.parametrize(("mode", "share"), [("delay_aware", 0.1), ("guided", 0.8)])
+def test_chunks_that_fade_into_each_other_jerk_less(mode, share):
+    at_once, fading = (measure(SETTINGS[mode], 0.1, SEEDS, fade_s=fade_s) for fade_s in (0.0, 0.5))
+    assert fading[RMS] < share * at_once[RMS] and fading[PEAK] < share * at_once[PEAK]
+    assert fading[TRAVELLED] == pytest.approx(WANTED, rel=0.03)
