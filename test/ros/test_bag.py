@@ -82,7 +82,7 @@ def test_other_steps_differ_and_the_page_shows_where(recording, capsys, tmp_path
                  str(tmp_path / "page.html")]) == 1
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["identical"] == 0 and report["largest_error"] > 0 and not report["ok"]
-    assert report["changed"] == {"steps": 3} and len(report["rms_by_action"]) == 50
+    assert report["changed"] == {"steps": 3} and len(report["rms_by_action"]) == 20
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == page.count("</svg>") == 4 and "steps = 3" in page and "http" not in page
     assert "nan" not in page and page.count("<polyline") == 4
