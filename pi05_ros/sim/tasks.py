@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,6 @@ Outcome = Literal["running", "success", "failure"]
 
 PUSH_DISTANCE_M = 0.05  # how far a pushed block must have moved
 PUSH_DRIFT_M = 0.04  # and at most across, or the wrong way
-PRESSED_S = 0.4  # a finger on top of a block that is to be pushed: dragging it along is no push
 DISTURBED_M = 0.02  # a block that moved further, and should not have, is a failure
 
 # "sideways" is the task with two equally good ways: the mean of both comes down on top of the block.
@@ -79,13 +78,13 @@ class BlockRecord:
     Args:
         start, position: float64 [4, 2], x and y at reset and now, m.
         touched: bool [4], a finger has touched it since reset.
-        pressed_s: for how long a finger has been on top of the block that is meant.
+        pressed: bool [4], a finger has been on top of it since reset.
     """
 
     start: np.ndarray
     position: np.ndarray
     touched: np.ndarray
-    pressed_s: float = 0.0
+    pressed: np.ndarray = field(default_factory=lambda: np.zeros(len(COLOURS), bool))
 
 
 def draw_task(random: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> Task:
@@ -129,7 +128,7 @@ def judge(task: Task, blocks: BlockRecord) -> Outcome:
         return "failure"
     if task.kind == "touch":
         return "success" if blocks.touched[target] else "running"
-    if blocks.pressed_s > PRESSED_S:
+    if blocks.pressed[target]:
         return "failure"
     along = max(float(moved[target] @ way) for way in task.ways)
     across = np.sqrt(max(0.0, float(moved[target] @ moved[target]) - along**2))

@@ -68,7 +68,8 @@ class TabletopWorld:
         self._command = draw_start(start)
         self.data.qpos[self.qpos] = self._command
         self.data.qpos[self._mimic] = self._command[-1]
-        self._time_ns, self._pressed_ns, self._touched = 0, 0, np.zeros(len(COLOURS), bool)
+        self._time_ns = 0
+        self._touched, self._pressed = np.zeros((2, len(COLOURS)), bool)
         self._touching = self._left_behind = np.zeros(len(COLOURS), bool)
         self.data.ctrl[:] = self._command
         mujoco.mj_step(self.model, self.data, SETTLE_STEPS)
@@ -80,8 +81,8 @@ class TabletopWorld:
     def ask(self, task: Task) -> None:
         """Another task from here on, judged by what happens to the blocks from now. A block that a finger is at counts
         as touched only once the finger has left it."""
-        self.task, self._start, self._touched = task, self._block_positions(), np.zeros(len(COLOURS), bool)
-        self._pressed_ns, self._left_behind = 0, self._touching
+        self.task, self._start, self._left_behind = task, self._block_positions(), self._touching
+        self._touched, self._pressed = np.zeros((2, len(COLOURS)), bool)
 
     @property
     def time_ns(self) -> int:
@@ -105,7 +106,7 @@ class TabletopWorld:
 
     @property
     def blocks(self) -> BlockRecord:
-        return BlockRecord(self._start, self._block_positions(), self._touched.copy(), self._pressed_ns * 1e-9)
+        return BlockRecord(self._start, self._block_positions(), self._touched.copy(), self._pressed.copy())
 
     @property
     def outcome(self) -> Outcome:
@@ -168,16 +169,16 @@ class TabletopWorld:
         self.data.ctrl[:] = command
         mujoco.mj_step(self.model, self.data)
         self._time_ns += self._step_ns
-        meant, pressed = self._block_geoms[COLOURS.index(self.task.colour)], False
-        touching = np.zeros(len(COLOURS), bool)
+        touching, on_top = np.zeros((2, len(COLOURS)), bool)
         for contact, pair in enumerate(self.data.contact.geom[:self.data.ncon].tolist()):
             if not self._fingers.isdisjoint(pair):
+                upright = abs(self.data.contact.frame[contact, 2]) > UPRIGHT  # its normal's z
                 for block, geom in enumerate(self._block_geoms):
                     touching[block] |= geom in pair
-                pressed |= meant in pair and abs(self.data.contact.frame[contact, 2]) > UPRIGHT  # its normal's z
+                    on_top[block] |= upright and geom in pair
         self._touching, self._left_behind = touching, self._left_behind & touching
         self._touched |= touching & ~self._left_behind
-        self._pressed_ns += self._step_ns * pressed
+        self._pressed |= on_top & ~self._left_behind
 
     def _block_positions(self) -> np.ndarray:
         return self.data.xpos[self._blocks, :2].copy()

@@ -86,13 +86,16 @@ def test_half_of_the_demonstrations_begin_anywhere(seen_world):  # noqa: F811
 
     def begins(astray):
         recording = Recording(image_size=28, frame_every=99, astray=astray)
-        episodes = [one for _, one in demonstrations(recording, range(12))]
-        return np.array([tips.tip(one.state[0, :6].astype(float)) for one in episodes])
+        return {seed: tips.tip(one.state[0, :6].astype(float))
+                for seed, one in demonstrations(recording, range(12)) if one is not None}
 
     home, anywhere, mixed = begins(0.0), begins(1.0), begins(0.5)
-    assert (home[:, 2] > 0.1).all()
-    assert (anywhere[:, 2] < 0.12).all() and np.ptp(anywhere[:, 2]) > 0.02 and np.ptp(anywhere[:, 1]) > 0.1
-    assert 0 < (np.abs(mixed - home).max(axis=1) > 1e-6).sum() < 12
+    assert min(len(tips) for tips in (home, anywhere, mixed)) >= 10  # a disturbed one may fail
+    assert all(z > 0.1 for _, _, z in home.values())
+    _, y, z = np.array(list(anywhere.values())).T
+    assert (z < 0.12).all() and np.ptp(z) > 0.02 and np.ptp(y) > 0.1
+    both = home.keys() & mixed.keys()
+    assert 0 < sum(np.abs(mixed[seed] - home[seed]).max() > 1e-6 for seed in both) < len(both)
 
 
 def test_collecting_again_goes_on_and_processes_change_nothing(seen_world, tmp_path, capsys):  # noqa: F811

@@ -12,7 +12,6 @@ from pi05_ros.sim.tasks import (
     COLOURS,
     HELD_OUT_SEEDS,
     KINDS,
-    PRESSED_S,
     TRAIN_SEEDS,
     BlockRecord,
     Task,
@@ -162,22 +161,25 @@ def test_a_block_that_the_finger_left_counts_again(world):
 
 
 def test_a_block_that_is_pressed_on_from_above_is_touched_but_not_pushed(world):
-    kinematics = TipKinematics(world)
+    kinematics, red = TipKinematics(world), COLOURS.index("red")
     outcomes = {}
     for kind in ("touch", "sideways"):
         world.reset(5, Task(kind, "red"))
-        block = world.blocks.position[COLOURS.index("red")]
+        block = world.blocks.position[red]
         above, pressing = (kinematics.solve(np.append(block, z), near=world.command) for z in (0.08, 0.03))
         world.place(np.append(above, 0.0))
         for share in np.linspace(0.1, 1, 10):
-            world.step(np.append(above + share * (pressing - above), 0.0))
-        assert world.blocks.touched[COLOURS.index("red")] and not world.blocks.pressed_s > PRESSED_S
-        for _ in range(12):
-            outcomes[kind] = world.step(np.append(pressing, 0.0))
-        assert world.blocks.pressed_s > PRESSED_S
+            outcomes[kind] = world.step(np.append(above + share * (pressing - above), 0.0))
+        assert world.blocks.touched[red] and world.blocks.pressed[red]
     assert outcomes == {"touch": "success", "sideways": "failure"}
-    world.ask(Task("left", "red"))
+    world.ask(Task("left", "red"))  # a finger that rests on the block when it is asked has not begun
+    assert world.step(world.command) == "running" and not world.blocks.pressed[red]
+    for _ in range(10):
+        world.step(np.append(above, 0.0))
     assert world.outcome == "running"
+    for _ in range(10):
+        world.step(np.append(pressing, 0.0))
+    assert world.outcome == "failure" and world.blocks.pressed[red]
 
 
 def test_a_prompt_is_understood_where_it_says_a_task():
