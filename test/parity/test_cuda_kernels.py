@@ -99,8 +99,9 @@ def test_layer_norm_takes_up_what_is_added(added):
                   "product and bias": (normal(rows, width), normal(width))}[added]
     summed = x + (0 if delta is None else delta.float())
     summed += 0 if add is None else add.float().repeat(rows // patches, 1) if add.dim() == 2 else add.float()
-    layer_norm(x, delta, add, out[:rows])
-    truth = F.layer_norm(summed, (width,), eps=LAYER_NORM_EPS)
+    scale = normal(width, dtype=torch.float32)
+    layer_norm(x, delta, add, scale, out[:rows])
+    truth = F.layer_norm(summed, (width,), scale, eps=LAYER_NORM_EPS)
     assert torch.equal(x, summed) and relative_error(out[:rows], truth) < 4e-3 and (out[rows:] == BEYOND).all()
 
 
@@ -110,9 +111,11 @@ def test_row_sums_are_what_the_next_norm_needs():
     rows, width, patches = 512, 1152, 256
     x, position = (normal(n, width, dtype=torch.float32) for n in (rows, patches))
     out, sums, summed = room(rows, width), torch.full((rows + 1, 2), BEYOND, device=DEVICE), x + position.repeat(2, 1)
-    row_sums(x, position, out[:rows], sums)
+    scale = normal(width, dtype=torch.float32)
+    row_sums(x, position, scale, out[:rows], sums)
     truth = torch.stack([summed.sum(1), (summed * summed).sum(1)], 1)
-    assert torch.equal(x, summed) and torch.equal(out[:rows], summed.bfloat16()) and (out[rows:] == BEYOND).all()
+    assert torch.equal(x, summed) and torch.equal(out[:rows], (summed * scale).bfloat16())
+    assert (out[rows:] == BEYOND).all()
     assert relative_error(sums[:rows], truth) < 1e-5 and (sums[rows:] == BEYOND).all()
 
 
@@ -128,17 +131,18 @@ def test_product_of_a_layer_norm(rows, features, inner, gelu):
     from pi05_ros.backends.cuda.kernels.vision_product import normed_product
     from pi05_ros.backends.cuda.packing import affine
 
-    x, scale, shift = normal(rows, inner, scale=2) + 0.5, normal(inner), normal(inner)
+    x, scale, shift = normal(rows, inner, dtype=torch.float32, scale=2) + 0.5, normal(inner), normal(inner)
+    scaled = (x * scale.float()).bfloat16()
     weight, bias = normal(features, inner, scale=inner**-0.5), normal(features)
     parts, sums = 3, torch.full((4, rows + 8, 2), BEYOND, device=DEVICE)
-    for i, part in enumerate(x.float().tensor_split(parts, 1)):
+    for i, part in enumerate(x.tensor_split(parts, 1)):
         sums[i, :rows] = torch.stack([part.sum(1), (part * part).sum(1)], 1)
     room_and_pad = room(rows, features + 24)
     out, layer = room_and_pad[:, :features], affine(weight, bias, (scale, shift))
-    normed_product(x, layer, sums, parts, out[:rows], gelu)
+    normed_product(scaled, layer, sums, parts, out[:rows], gelu)
     first = room_and_pad.clone()
-    normed_product(x, layer, sums, parts, out[:rows], gelu)
-    truth = F.layer_norm(x.float(), (inner,), scale.float(), shift.float(), LAYER_NORM_EPS) @ weight.float().T
+    normed_product(scaled, layer, sums, parts, out[:rows], gelu)
+    truth = F.layer_norm(x, (inner,), scale.float(), shift.float(), LAYER_NORM_EPS) @ weight.float().T
     truth = F.gelu(truth + bias.float(), approximate="tanh") if gelu else truth + bias.float()
     assert relative_error(out[:rows], truth) < 6e-3 and torch.equal(first, room_and_pad)
     assert (room_and_pad[rows:] == BEYOND).all() and (room_and_pad[:, features:] == BEYOND).all()
@@ -151,14 +155,15 @@ def test_product_added_to_the_residual(rows, features, inner):
     from pi05_ros.backends.cuda.kernels.vision_product import added_product
     from pi05_ros.backends.cuda.packing import affine
 
-    x, layer = normal(rows, inner), affine(normal(features, inner, scale=inner**-0.5), normal(features), padded=True)
+    x, scale = normal(rows, inner), normal(features)
+    layer = affine(normal(features, inner, scale=inner**-0.5), normal(features), after=scale, padded=True)
     before, out = normal(rows, features, dtype=torch.float32), room(rows, features)
     residual, sums = out.float(), torch.full((64, rows + 8, 2), BEYOND, device=DEVICE)
     residual[:rows] = before
     parts = added_product(x, layer, residual[:rows], out[:rows], sums)
     first = residual.clone()
     truth = before + x.float() @ layer.weight.float().T + layer.bias.float()
-    assert relative_error(first[:rows], truth) < 1e-5 and torch.equal(out[:rows], first[:rows].bfloat16())
+    assert relative_error(first[:rows], truth) < 1e-5 and torch.equal(out[:rows], (first[:rows] * scale).bfloat16())
     assert relative_error(sums[:parts, :rows, 0].sum(0), truth.sum(1)) < 1e-4
     assert relative_error(sums[:parts, :rows, 1].sum(0), (truth * truth).sum(1)) < 1e-5
     assert (out[rows:] == BEYOND).all() and (first[rows:] == BEYOND).all()

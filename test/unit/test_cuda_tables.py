@@ -101,9 +101,12 @@ def test_the_visions_norms_are_in_the_products_behind_them(model, packed):
     folded = packing.affine(layer.mlp.fc1.weight, layer.mlp.fc1.bias, (norm.weight, norm.bias))
     x = torch.randn(5, 72) + 1
     mean, deviation = x.mean(1, keepdim=True), (x.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
-    bias, row_sums = folded.table.T
-    after = (x @ folded.weight.float().T - mean * row_sums) / deviation + bias
+    bias, of_mean = folded.table.T
+    after = ((x * folded.scale) @ folded.weight.float().T - mean * of_mean) / deviation + bias
     torch.testing.assert_close(after, layer.mlp.fc1(norm(x)), atol=3e-2, rtol=3e-2)
+    assert torch.equal(folded.weight, layer.mlp.fc1.weight.bfloat16())  # a scale in it would round it
+    assert torch.equal(ours.out.table[:, 1], layer.layer_norm2.weight.float())
+    assert torch.equal(ours.fc2.table[:, 1], model.vision_tower.encoder.layers[1].layer_norm1.weight.float())
     assert ours.fc2.weight.shape == (72, 152) and ours.fc2.weight.stride() == (192, 1)  # whole cache lines
 
 

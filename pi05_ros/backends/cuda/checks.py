@@ -79,7 +79,7 @@ def weight_bytes(config: Pi05Config, stages: list[str], runs: Mapping[str, str] 
 
     fp8_vision = any(name.startswith(vision) for name in low)
 
-    def size(name: str) -> int:  # bytes a number; the vision stage's norms are in its products (packing.Affine)
+    def size(name: str) -> int:  # bytes a number; of the vision stage's norms the scales (packing.Affine)
         if name.removesuffix(".weight") in low:
             return 1
         if name == EMBEDDING and host_embedding:
@@ -90,7 +90,9 @@ def weight_bytes(config: Pi05Config, stages: list[str], runs: Mapping[str, str] 
             return 4 if "norm" in name else 2
         if not name.startswith(vision) or "position_embedding" in name:
             return target_dtype(name, torch.bfloat16).itemsize
-        return 0 if "norm" in name else 2 + 8 * name.endswith(".bias")
+        if "norm" in name:
+            return 0 if fp8_vision or name.endswith(".bias") else 4
+        return 2 + 8 * name.endswith(".bias")
 
     def scales(name: str, shape: torch.Size) -> int:  # float32, of merged layers one an output
         return 4 * (shape[0] + 4) if name.removesuffix(".weight") in low else 0

@@ -41,23 +41,24 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
         return _vision_in_products(w, b, config, x, tokens)
     delta, bias = None, w.position  # what the next norm adds to the float32 residual x
     for layer in w.layers:
-        layer_norm(x, delta, bias, out=normed)
+        layer_norm(x, delta, bias, layer.qkv.scale, out=normed)
         torch.addmm(layer.qkv.bias, normed, layer.qkv.weight.T, out=qkv)
         image_attention(qkv, c.num_patches, c.num_heads, attended)
         delta = torch.mm(attended, layer.out.weight.T, out=b.vision_delta[:rows])
-        layer_norm(x, delta, layer.out.bias, out=normed)
+        layer_norm(x, delta, layer.out.bias, layer.fc1.scale, out=normed)
         hidden = torch._addmm_activation(layer.fc1.bias, normed, layer.fc1.weight.T, use_gelu=True)
         delta, bias = torch.mm(hidden, layer.fc2.weight.T, out=b.vision_delta[:rows]), layer.fc2.bias
-    layer_norm(x, delta, bias, out=normed)
+    layer_norm(x, delta, bias, w.projector.scale, out=normed)
     torch.addmm(w.projector.bias, normed, w.projector.weight.T, out=tokens)
 
 
 def _vision_in_products(w: VisionWeights, b: Buffers, config: Pi05Config, x: Tensor, tokens: Tensor) -> None:
-    """The same where products norm what they read and add to x: `rounded` is x in bfloat16, `sums` the norm's."""
+    """The same where products norm what they read and add to x: `rounded` is x times the
+    next norm's scale, in bfloat16, `sums` that norm's."""
     c, rows, sums = config.vision, len(x), b.vision_sums
     rounded, qkv, attended = b.vision_normed[:rows], b.vision_qkv[:rows], b.vision_attended[:rows]
     hidden = b.vision_hidden[:rows, :c.mlp_dim]
-    row_sums(x, w.position, rounded, sums[0])
+    row_sums(x, w.position, w.layers[0].qkv.scale, rounded, sums[0])
     parts = 1
     for layer in w.layers:
         normed_product(rounded, layer.qkv, sums, parts, qkv)

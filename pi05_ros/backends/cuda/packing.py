@@ -1,8 +1,9 @@
 """Weights as the fast forward reads them: projections merged, RMSNorm scales folded in, straight from the source.
 
 qkv stacks q, k, v; gate_up stacks gate, up. A prefix RMSNorm multiplies by (1 + w) right before a projection, so the
-projection carries it: W (1 + w), computed in float32, rounded once; the vision tower's LayerNorms likewise. The last
-prefix layer keeps only k and v.
+projection carries it: W (1 + w), computed in float32, rounded once. A LayerNorm of the vision tower scales what the
+projection reads instead: rounded weights err alike in all rows, which attention over many does not average away. The
+last prefix layer keeps only k and v.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ Take = Callable[[str], Tensor]  # our parameter name to the tensor on the device
 
 @dataclass(frozen=True)
 class Affine:
-    """weight [F, K] and bias [F] in bfloat16, with what a LayerNorm before them scales and adds; table float32 [F, 2]:
-    the bias and the row sums of the weight (kernels/vision_product.py)."""
+    """weight [F, K] and bias [F] in bfloat16; what a LayerNorm before them adds is in the bias. scale float32 [K]: what
+    it multiplies by, on the input; empty without one. table float32 [F, 2]: the bias, and scale W^T or,
+    where the product ends in the residual, the scale of the next norm (kernels/vision_product.py)."""
 
     weight: Tensor
     bias: Tensor
     table: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -145,20 +148,20 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_p
 
 
 def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
-    pair = partial(take_pair, take)
+    pair, encoder, depth = partial(take_pair, take), "vision_tower.encoder.layers.", config.vision.depth
+    norms = [pair(f"{encoder}{i}.layer_norm1") for i in range(depth)] + [pair("vision_tower.post_layernorm")]
 
     def layer(i: int) -> VisionLayer:
-        at = f"vision_tower.encoder.layers.{i}."
-        norm1 = pair(at + "layer_norm1")
+        at = f"{encoder}{i}."
         q, k, v = (pair(f"{at}self_attn.{n}_proj") for n in "qkv")
         qkv = torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]])
         out, norm2 = pair(at + "self_attn.out_proj"), pair(at + "layer_norm2")
-        return VisionLayer(affine(*qkv, norm1), affine(*out), affine(*pair(at + "mlp.fc1"), norm2),
-                           affine(*pair(at + "mlp.fc2"), padded=True))
+        return VisionLayer(affine(*qkv, norms[i]), affine(*out, after=norm2[0]), affine(*pair(at + "mlp.fc1"), norm2),
+                           affine(*pair(at + "mlp.fc2"), after=norms[i + 1][0], padded=True))
 
     patch, position = patch_embedding(take)
-    layers = [layer(i) for i in range(config.vision.depth)]
-    return VisionWeights(patch, position, layers, projector(take))
+    layers = [layer(i) for i in range(depth)]
+    return VisionWeights(patch, position, layers, affine(*pair("projector"), norms[-1]))
 
 
 def patch_embedding(take: Take) -> tuple[Tensor, Tensor]:
@@ -169,25 +172,22 @@ def patch_embedding(take: Take) -> tuple[Tensor, Tensor]:
     return patch, take(at + "position_embedding.weight").float() + take(at + "patch_embedding.bias").float()
 
 
-def projector(take: Take) -> Affine:
-    norm = take_pair(take, "vision_tower.post_layernorm")
-    return affine(*take_pair(take, "projector"), norm)
-
-
 def take_pair(take: Take, name: str) -> tuple[Tensor, Tensor]:
     return take(f"{name}.weight"), take(f"{name}.bias")
 
 
-def affine(weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor] | None = None, padded: bool = False) -> Affine:
-    """(n scale + shift) W^T + b, n the normed input, is n (W scale)^T + (W shift + b)."""
-    total, wide = bias.float(), weight.float()
+def affine(weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor] | None = None, after: Tensor | None = None,
+           padded: bool = False) -> Affine:
+    """(n scale + shift) W^T + b, n the normed input, is (n scale) W^T + (shift W^T + b). after: the scale of the norm
+    that reads the residual next."""
+    total, wide, width = bias.float(), weight.float(), weight.shape[1]
+    scale, beside = wide.new_empty(0), wide.sum(1) if after is None else after.float()
     if norm:
-        total, wide = total + wide @ norm[1].float(), wide * norm[0].float()
-    width = wide.shape[1]
+        scale = norm[0].float()
+        total, beside = total + wide @ norm[1].float(), wide @ scale
     room = wide.new_zeros(len(wide), -(-width // 64) * 64 if padded else width, dtype=torch.bfloat16)
     room[:, :width] = wide
-    table = torch.stack([total, room.float().sum(1)], 1)
-    return Affine(room[:, :width], total.bfloat16(), table)
+    return Affine(room[:, :width], total.bfloat16(), torch.stack([total, beside], 1), scale)
 
 
 def pack_embedding(take: Take, on_host: bool) -> Tensor:

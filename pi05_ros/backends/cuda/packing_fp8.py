@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.cuda.packing import Affine, Take, patch_embedding, projector, rms_scale, stacked, take_pair
+from pi05_ros.backends.cuda.packing import Affine, Take, affine, patch_embedding, rms_scale, stacked, take_pair
 from pi05_ros.config import Pi05Config
 from pi05_ros.errors import CheckpointError
 from pi05_ros.model.low_precision import FP8
@@ -70,7 +70,8 @@ class Fp8VisionLayer:
 
 @dataclass(frozen=True)
 class Fp8VisionWeights:
-    """patch, position, projector as in packing.py: they stay in 16 and 32 bits."""
+    """patch, position, projector as in packing.py, the projector with the scale of its norm in the weight: they stay in
+    16 and 32 bits."""
 
     patch: Tensor
     position: Tensor
@@ -121,6 +122,11 @@ def pack_vision(take: Take, config: Pi05Config) -> Fp8VisionWeights:
 
     patch, position = patch_embedding(take)
     return Fp8VisionWeights(patch, position, [layer(i) for i in range(config.vision.depth)], projector(take))
+
+
+def projector(take: Take) -> Affine:
+    (scale, shift), (weight, bias) = (take_pair(take, name) for name in ("vision_tower.post_layernorm", "projector"))
+    return affine(weight.float() * scale.float(), bias.float() + weight.float() @ shift.float())
 
 
 def fp8_linear(take: Take, names: Sequence[str], norm: Norm | None = None, biased: bool = False) -> Fp8Linear:

@@ -1,9 +1,12 @@
 // A product of the vision tower with what stands around it, for Hopper: x [rows, K] weight [F, K]^T, bfloat16, and
 //   out [rows, F] = y + bias, or gelu_tanh(y + bias) with GELU, y the product of LayerNorm(x) with NORM (below), or
-//   with RESIDUAL residual [rows, F] += y + bias in float32, out its bfloat16, and sums of both for the next NORM.
+//   with RESIDUAL residual [rows, F] += y + bias in float32, out it in bfloat16, and sums of it for the next NORM.
+// table [F] is {bias, c W^T} with NORM, {bias, the next norm's scale} with RESIDUAL.
 //
-// NORM: sums [parts, rows, 2] are sums over parts of a row of x and of its squares. The norm's scale and bias are in the
-// weights; mean m and deviation s come after the product: (x - m) / s W^T = (x W^T - m (row sums of W)) / s.
+// NORM: sums [parts, rows, 2] are sums over parts of a row of r and of its squares, r the residual. x is r times the norm's
+// scale c: in the weights it would round them, an error that all rows share and attention does not average away. Mean m
+// and deviation s come after the product: (r - m) / s c W^T = (x W^T - m (c W^T)) / s; what the norm adds is in the bias.
+// RESIDUAL: out is for the next NORM, times its scale.
 // A block takes 128 rows and COLUMNS features. One warpgroup only loads (TMA into a ring of STAGES), two multiply 64
 // rows each. SHARING blocks one under another share the weights, each loading a part for all; SPLIT blocks share a
 // tile, each a part of K, and hand each other the sums of the columns that it keeps: all of them a cluster. Launched
@@ -118,7 +121,7 @@ DEVICE void products(float (&d)[COLUMNS / 2], u32 shared, int group, int split) 
 DEVICE void leave(float (&d)[COLUMNS / 2], unsigned char *memory, Tile tile, int rows, bf16 *out) {
     constexpr int BATCH = 5;  // blocks of 8 columns under way together
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32 - 4;
-    const float4 *table = (const float4 *)(memory + TABLE) + (lane & 3);  // {bias, row sum of W} of two columns
+    const float4 *table = (const float4 *)(memory + TABLE) + (lane & 3);  // {bias, c W^T} of two columns
     const float2 *norms = (const float2 *)(memory + NORMS) + warp * 16 + lane / 4;
     unsigned char *staging = memory + warp * 16 * PITCH;
     u32 *mine = (u32 *)(staging + lane / 4 * PITCH) + (lane & 3);
@@ -163,7 +166,7 @@ DEVICE void leave(float (&d)[COLUMNS / 2], unsigned char *memory, Tile tile, int
 }
 
 // A half warp's share of the residual: row 2 i + lane / 16 of the warp's 16, columns 64 j + lane % 16 * 4 on.
-struct Residual { float4 x[WIDE][8], bias[WIDE]; };
+struct Residual { float4 x[WIDE][8], bias[WIDE], scale[WIDE]; };
 
 DEVICE int column_of(int j) { return 64 * j + (threadIdx.x & 15) * 4; }
 
@@ -176,6 +179,7 @@ DEVICE void fetch(Residual &r, Tile tile, const float2 *table, const float *resi
         float4 b[2] = {};
         if (inside) b[0] = *(const float4 *)(table + column), b[1] = *(const float4 *)(table + column + 2);
         r.bias[j] = make_float4(b[0].x, b[0].z, b[1].x, b[1].z);
+        r.scale[j] = make_float4(b[0].y, b[0].w, b[1].y, b[1].w);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             int row = tile.row + warp * 16 + 2 * i + lane / 16;
@@ -222,11 +226,11 @@ template <int first> DEVICE void leave_residual(float (&d)[COLUMNS / 2], Residua
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             int row = tile.row + warp * 16 + 2 * i + lane / 16;
-            float4 x = r.x[j][i], b = r.bias[j], v = {x.x + y[i].x + b.x, x.y + y[i].y + b.y, x.z + y[i].z + b.z, x.w + y[i].w + b.w};
+            float4 x = r.x[j][i], b = r.bias[j], c = r.scale[j], v = {x.x + y[i].x + b.x, x.y + y[i].y + b.y, x.z + y[i].z + b.z, x.w + y[i].w + b.w};
             if (inside && row < rows) {
                 long long at = (long long)row * F + column;
                 *(float4 *)(residual + at) = v;
-                *(uint2 *)(out + at) = make_uint2(pack(v.x, v.y), pack(v.z, v.w));
+                *(uint2 *)(out + at) = make_uint2(pack(v.x * c.x, v.y * c.y), pack(v.z * c.z, v.w * c.w));
                 sum[i] += v.x + v.y + v.z + v.w, squares[i] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
             }
         }

@@ -1,7 +1,8 @@
 """Row norms of vision and prefix, one program a row, in float32.
 
-layer_norm: the float32 residual x takes up the last product and its bias; out is x with mean 0 and variance 1 (scale
-and bias are in the weights). row_sums: no norm, which the next product has (vision_product.py), but the sums it needs.
+layer_norm: the float32 residual x takes up the last product and its bias; out is x with mean 0 and variance 1, times
+the norm's scale (what it adds is in the next bias). row_sums: no norm, which the next product has (vision_product.py),
+but x times that norm's scale and the sums it needs.
 inverse_rms: 1 / rms(x) alone, which what follows a product multiplies by; the norm's scale is in the weights.
 Floor: bytes (vision 10.6 MB, 2.5 us; prefix 4 MB). Checked against torch in float32.
 """
@@ -17,12 +18,13 @@ from pi05_ros.model.siglip import LAYER_NORM_EPS
 
 
 @triton.jit
-def _layer_norm(x_ptr, delta_ptr, add_ptr, out_ptr, sums_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+def _layer_norm(x_ptr, delta_ptr, add_ptr, scale_ptr, out_ptr, sums_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
                 ADDED: tl.constexpr, DELTA: tl.constexpr, SUMS: tl.constexpr):
     at = tl.program_id(0) * WIDTH
     cols = tl.arange(0, BLOCK)
     inside = cols < WIDTH
     x = tl.load(x_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + cols, mask=inside, other=0.0)  # here: all loads under way together
     if ADDED > 0:
         if DELTA:
             x += tl.load(delta_ptr + at + cols, mask=inside, other=0.0).to(tl.float32)
@@ -36,7 +38,7 @@ def _layer_norm(x_ptr, delta_ptr, add_ptr, out_ptr, sums_ptr, eps, WIDTH: tl.con
     else:
         centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
         y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
-    tl.store(out_ptr + at + cols, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + at + cols, (y * scale).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -51,20 +53,22 @@ def row_inverse_rms(row_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     return tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
 
 
-def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, out: Tensor) -> None:
-    """x [rows, W] += delta [rows, W] + add [W] or [n, W], row i taking i % n (where given); out = (x - mean) / std."""
-    _by_rows(x, delta, add, out, None)
+def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, scale: Tensor, out: Tensor) -> None:
+    """x [rows, W] += delta [rows, W] + add [W] or [n, W], row i taking i % n (where given); out = scale float32 [W] *
+    (x - mean) / std."""
+    _by_rows(x, delta, add, scale, out, None)
 
 
-def row_sums(x: Tensor, add: Tensor, out: Tensor, sums: Tensor) -> None:
-    """x [rows, W] += add [n, W]; out = x; sums float32 [rows, 2] of x and of its squares."""
-    _by_rows(x, None, add, out, sums)
+def row_sums(x: Tensor, add: Tensor, scale: Tensor, out: Tensor, sums: Tensor) -> None:
+    """x [rows, W] += add [n, W]; out = x * scale, float32 [W]; sums float32 [rows, 2] of x and of its squares."""
+    _by_rows(x, None, add, scale, out, sums)
 
 
-def _by_rows(x: Tensor, delta: Tensor | None, add: Tensor | None, out: Tensor, sums: Tensor | None) -> None:
+def _by_rows(x: Tensor, delta: Tensor | None, add: Tensor | None, scale: Tensor, out: Tensor,
+             sums: Tensor | None) -> None:
     rows, width = x.shape
     added = 0 if add is None else add.numel() // width
-    _layer_norm[(rows,)](x, out if delta is None else delta, x if add is None else add, out,
+    _layer_norm[(rows,)](x, out if delta is None else delta, x if add is None else add, scale, out,
                          x if sums is None else sums, LAYER_NORM_EPS, width, triton.next_power_of_2(width), added,
                          delta is not None, sums is not None, num_warps=1)
 

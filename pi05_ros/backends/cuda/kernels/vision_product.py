@@ -63,14 +63,15 @@ def kernel(features: int, out: int, inner: int, t: Tiling, norm: bool, gelu: boo
 
 def normed_product(x: Tensor, layer: Affine, sums: Tensor, parts: int, out: Tensor, gelu: bool = False,
                    t: Tiling | None = None) -> None:
-    """out [rows, F] = LayerNorm(x) W^T + b, or gelu_tanh of it; x [rows, K] with that many parts of
-    sums float32 [parts, n, 2] (row by row: of x and of its squares)."""
+    """out [rows, F] = LayerNorm(r) W^T + b, or gelu_tanh of it; x [rows, K] is r times the norm's scale, with that many
+    parts of sums float32 [parts, n, 2] (row by row: of r and of its squares)."""
     _launch(x, layer, out, out, sums, parts, gelu, False, t)
 
 
 def added_product(x: Tensor, layer: Affine, residual: Tensor, out: Tensor, sums: Tensor,
                   t: Tiling | None = None) -> int:
-    """residual float32 [rows, F] += x W^T + b, out its bfloat16; returns how many parts of `sums` are now its sums."""
+    """residual float32 [rows, F] += x W^T + b, out it times the next norm's scale; returns how many parts of `sums` are
+    now its sums."""
     return _launch(x, layer, residual, out, sums, 0, False, True, t)
 
 
