@@ -71,6 +71,10 @@ def test_graphs_are_of_the_types_and_operators_that_their_readers_take(exported)
         model = onnx.load(directory / spec.file, load_external_data=False)
         assert model.opset_import[0].version == (20 if dtype == "bfloat16" else 17) == spec.opset
         assert {node.domain for node in model.graph.node} == {""}
+        # 8.6 passes over `start` and `end` of Shape: a length would be a list of sizes, and step/Add no sum.
+        shapes = [node for node in model.graph.node if node.op_type == "Shape"]
+        assert [len(node.attribute) for node in shapes] == {"prefix": [0, 0], "step": [0], "loop": [0]}.get(name, [])
+        assert all(len(node.input) == 2 for node in model.graph.node if node.op_type == "Squeeze")
         large = {t.data_type for t in model.graph.initializer if np.prod(t.dims) > 5000}
         wide = {onnx.TensorProto.FLOAT} if name in ("vision", "modulation", "loop", "step") else set()
         assert large <= {kinds[dtype]} | wide and (name == "modulation" or kinds[dtype] in large)

@@ -101,6 +101,7 @@ def onnx_model(program: StageProgram, options: ExportOptions, onnx: OnnxOptions)
     if model.opset_imports[""] == TRACED_OPSET and opset < TRACED_OPSET:
         passes.lower_to_opset_17(model)
     passes.plain_reshapes(model)
+    passes.whole_shapes(model)
     passes.softmax_in_float32(model)
     if onnx.attention == "fused":
         passes.softmax_in_graph_dtype(model)

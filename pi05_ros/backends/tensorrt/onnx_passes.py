@@ -71,6 +71,30 @@ def plain_reshapes(model: ir.Model) -> None:
                 node.attributes.pop("allowzero", None)
 
 
+def whole_shapes(model: ir.Model) -> None:
+    """`Shape` without `start` and `end`: TensorRT 8.6's parser passes over them without a word, and gives all sizes. What
+    is wanted is gathered from them; one size that is squeezed to a scalar is gathered as one."""
+    for node in list(model.graph):
+        if node.op_type != "Shape" or not node.attributes.keys() & {"start", "end"}:
+            continue
+        (source,), (out,) = node.inputs, node.outputs
+        start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
+        axes = range(source.shape.rank())[start:end]  # type: ignore[union-attr]
+        squeezed = [use.node for use in out.uses() if len(use.node.inputs) == 1 and use.node.op_type == "Squeeze"]
+        scalar = len(axes) == 1 and len(squeezed) == len(out.uses()) > 0 and not out.is_graph_output()
+        shape = ir.Node("", "Shape", [source], metadata_props=dict(node.metadata_props))
+        typed(shape.outputs[0], INT64, ir.Shape([source.shape.rank()]))  # type: ignore[union-attr]
+        wanted = add_constant(model, np.array(axes[0] if scalar else list(axes), np.int64))
+        gather = ir.Node("", "Gather", [shape.outputs[0], wanted], attributes={"axis": ir.AttrInt64("axis", 0)},
+                         metadata_props=dict(node.metadata_props))
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [shape, gather], [out], [gather.outputs[0]])
+        typed(gather.outputs[0], INT64, ir.Shape([] if scalar else [len(axes)]))
+        for each in squeezed if scalar else ():
+            ir.convenience.replace_all_uses_with(each.outputs[0], gather.outputs[0])
+            model.graph.remove(each, safe=True)
+    common.CommonSubexpressionEliminationPass()(model)
+
+
 def transpose_weights(model: ir.Model) -> None:
     """Store each Linear's weight as MatMul reads it, [in, out]; made when it is written, so never all at once."""
     for node in list(model.graph):
@@ -144,7 +168,7 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol:
 
 def add_constant(model: ir.Model, array: np.ndarray, name: str = "") -> ir.Value:
     """A new initializer, or the one of the same name; unnamed ones share by their contents."""
-    name = name or f"constant_{array.dtype}_{'_'.join(map(str, array.reshape(-1).tolist()))}"
+    name = name or f"constant_{array.dtype}_{array.shape}_{'_'.join(map(str, array.reshape(-1).tolist()))}"
     if name not in model.graph.initializers:
         tensor = ir.tensor(array, name=name)
         model.graph.register_initializer(ir.Value(name=name, type=ir.TensorType(tensor.dtype),
