@@ -60,6 +60,7 @@ class Script:
         class Engine:
             def __init__(self, runtime, stored):
                 self._runtime, self._logger, self._stored = weakref.ref(runtime), runtime._logger, stored
+                self._contexts = 0
 
             num_io_tensors = property(lambda self: len(self._stored["tensors"]))
             if old or has_both:
@@ -111,8 +112,17 @@ class Script:
             def __init__(self, engine):
                 self._engine = weakref.ref(engine)
                 self._addresses, self._shapes, self._outputs, self._memory = {}, {}, {}, 0
+                self._profile = -1 if old and engine._contexts else 0  # 8.6 gives it to the first context alone
+                engine._contexts += 1
 
             if old:
+                active_optimization_profile = property(lambda self: self._profile)
+
+                def set_optimization_profile_async(self, index, stream):
+                    script.note("set_optimization_profile_async", index, stream)
+                    self._profile = -1 if script.failed("set_optimization_profile_async") else index
+                    return self._profile == index
+
                 def _set(self, address):
                     script.note("device_memory", address)
                     self._memory = address
@@ -126,6 +136,7 @@ class Script:
 
             def set_tensor_address(self, name, address):
                 script.note("set_tensor_address", name, address)
+                assert self._profile == 0, "a segmentation fault"
                 self._addresses[name] = address
                 return not script.failed("set_tensor_address")
 

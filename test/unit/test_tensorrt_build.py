@@ -212,6 +212,15 @@ def test_an_engine_whose_layers_fell_back_is_refused_unless_allowed(rtx, exports
     assert len(built.fallbacks) == 1 and built.judged == 1 and built.memory_bytes == 4096
 
 
+def test_contexts_share_the_profile_where_that_must_be_asked_for():
+    asked = []
+    config = SimpleNamespace(set_preview_feature=lambda feature, on: asked.append((feature, on)))
+    module = SimpleNamespace(PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"))
+    for flavour, version in (("tensorrt", "8.6.0"), ("tensorrt", "10.3.0"), ("tensorrt_rtx", "1.7.1.116")):
+        Api(flavour, module, version).share_profile(config)
+    assert asked == [("sharing", True)]
+
+
 class Layer:
     """Of a network without strong typing."""
 

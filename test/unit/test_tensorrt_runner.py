@@ -72,6 +72,20 @@ def test_two_executions_of_one_engine_have_contexts_of_their_own(tmp_path, scrip
     assert script.names().count("create_context") == 2 and script.names().count("deserialize_cuda_engine") == 1
 
 
+def test_every_context_of_8_6_is_given_the_profile_before_its_tensors(tmp_path, script):
+    engine = Engine(api_of(script), entry_in(tmp_path, script), GPU)
+    held = [Execution(engine, ADDRESSES, SHAPES, MEMORY, stream) for stream in (5, 6, 7)]
+    given = [call for call in script.calls if call[0] == "set_optimization_profile_async"]
+    assert given == ([("set_optimization_profile_async", 0, stream) for stream in (6, 7)]
+                     if script.version == "8.6.0" else [])
+    for execution in held:  # the stand-in lets nothing be bound before
+        execution.enqueue(9)
+    if script.version == "8.6.0":
+        script.fails, script.words = {"set_optimization_profile_async"}, "Profile 0 has been chosen by another"
+        with pytest.raises(BackendError, match="an execution context, received Profile 0 has been chosen by another"):
+            Execution(engine, ADDRESSES, SHAPES, MEMORY)
+
+
 def test_what_an_execution_needs_lives_as_long_as_it(tmp_path, script):
     execution = Execution(Engine(api_of(script), entry_in(tmp_path, script), GPU), ADDRESSES, SHAPES, MEMORY)
     gc.collect()  # the stand-in's context asserts that engine, runtime and logger are still there

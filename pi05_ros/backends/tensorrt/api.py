@@ -115,6 +115,18 @@ class Api:
         runtime_config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
         return engine.create_execution_context(runtime_config)
 
+    def share_profile(self, config: Any) -> None:
+        """Let every context of an engine have its only profile. 8.6 gives it to one, unless it is built so."""
+        if self.release < (10, 0) and not self.just_in_time:
+            config.set_preview_feature(self.module.PreviewFeature.PROFILE_SHARING_0806, True)
+
+    def choose_profile(self, context: Any, stream: int) -> bool:
+        """What this copies is on `stream`. 8.6 does it for the first context alone, and ends the process when a tensor of
+        one without a profile is bound; 10 does it for all. False: the context still has none."""
+        if self.release >= (10, 0) or self.just_in_time or context.active_optimization_profile == 0:
+            return True
+        return bool(context.set_optimization_profile_async(0, stream))
+
     def give_memory(self, context: Any, address: int, size: int) -> None:
         """address: of device memory, a multiple of 256."""
         if hasattr(context, "set_device_memory"):

@@ -144,6 +144,7 @@ def configure(api: Api, config: Any, options: BuildOptions) -> None:
         config.builder_optimization_level = options.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.max_aux_streams = 0
+    api.share_profile(config)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     if options.target is not None:
         set_target(api, config, options.target)

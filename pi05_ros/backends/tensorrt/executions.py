@@ -109,7 +109,7 @@ class StageEngine:
     def _execution(self, shapes: Mapping[str, Shape]) -> Execution:
         start = self._memory.data_ptr()
         return Execution(self.engine, {name: tensor.data_ptr() for name, tensor in self._flat.items()}, shapes,
-                         start + -start % ALIGNMENT)
+                         start + -start % ALIGNMENT, self._stream())
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0

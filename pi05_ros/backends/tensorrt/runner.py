@@ -70,10 +70,10 @@ class Engine:
         inspector = self._engine.create_engine_inspector()
         return inspector.get_engine_information(self.api.module.LayerInformationFormat.JSON)
 
-    def create_context(self) -> Any:
-        """A context without memory; BackendError if TensorRT has none to give."""
+    def create_context(self, stream: int) -> Any:
+        """A context without memory, with the engine's profile; BackendError if TensorRT has none to give."""
         context = self.api.create_context(self._engine, self._runtime_config)
-        if context is None:
+        if context is None or not self.api.choose_profile(context, stream):
             raise BackendError(f"engine '{self.entry.path}'", expected="an execution context", received=self.reason,
                                way_out=way_out(self.reason))
         return context
@@ -123,17 +123,19 @@ class Execution:
         addresses: of device memory, one for every binding; they stay as long as this object.
         shapes: of every input.
         memory: address of `engine.memory_bytes` bytes, a multiple of 256; not shared with what runs at the same time.
+        stream: what binding copies, in releases that copy something, is on it: run on it, or after it.
 
     Raises:
         BackendError: a binding without an address, a shape outside the profile, no context.
     """
 
-    def __init__(self, engine: Engine, addresses: Mapping[str, int], shapes: Mapping[str, Shape], memory: int) -> None:
+    def __init__(self, engine: Engine, addresses: Mapping[str, int], shapes: Mapping[str, Shape], memory: int,
+                 stream: int = 0) -> None:
         self.engine, self._addresses = engine, dict(addresses)
         if engine.memory_bytes and (memory == 0 or memory % ALIGNMENT):
             raise BackendError(f"memory of engine '{engine.entry.path}'", received=hex(memory),
                                expected=f"an address, a multiple of {ALIGNMENT}", way_out="Correct the caller.")
-        self._context = engine.create_context()
+        self._context = engine.create_context(stream)
         if engine.memory_bytes:
             engine.api.give_memory(self._context, memory, engine.memory_bytes)
         self._bind()
