@@ -192,7 +192,8 @@ def test_rtx_compiles_as_it_is_told_and_leaves_graphs_to_us(tmp_path, monkeypatc
     assert not execution.capturable(3)
 
 
-RUNNER_FILES = ("api", "build", "build_log", "build_plans", "names", "plan_cache", "precision", "runner", "select")
+RUNNER_FILES = ("api", "build", "build_log", "build_plans", "names", "plan_cache", "precision", "runner", "select",
+                "weak_types")
 
 
 def test_the_runner_needs_neither_pytorch_nor_a_newer_python():

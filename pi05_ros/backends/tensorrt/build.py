@@ -16,9 +16,8 @@ from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.build_log import BuildLog, PhaseProgress, Progress
 from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
 from pi05_ros.backends.tensorrt.precision import EngineLayer, Fallback, engine_layers, fell_back, seen, wanted_products
+from pi05_ros.backends.tensorrt.weak_types import obey_types
 from pi05_ros.errors import BackendError
-
-UNTYPED = ("CONSTANT", "CAST", "SHAPE", "IDENTITY")  # layers whose type is what they are
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     inputs, outputs = check_bindings(api, network, graph)
     config = builder.create_builder_config()
     configure(api, config, options)
-    if not api.strongly_typed:
-        obey_types(api, config, graph, network)
+    types = {} if api.strongly_typed else obey_types(api, config, graph, network)
     config.add_optimization_profile(make_profile(builder, network, graph))
+    if api.release < (10, 0):  # 8.6 refuses the one that it wrote when it builds, and then shares nothing between layers
+        timing_cache = b""
     cache = None if api.just_in_time else config.create_timing_cache(timing_cache)  # RTX measures nothing here
     if cache is not None and not config.set_timing_cache(cache, False):  # of another GPU or release: begin a new one
         cache = config.create_timing_cache(b"")
@@ -86,7 +86,7 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     monitor = api.progress_monitor(phases.start, phases.step, phases.finish)
     if monitor is not None:
         config.progress_monitor = monitor
-    wanted = wanted_products(api, network)
+    wanted = wanted_products(api, network, types)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"engine of '{onnx_file.name}'", expected="an engine from TensorRT " + api.version,
@@ -148,26 +148,6 @@ def configure(api: Api, config: Any, options: BuildOptions) -> None:
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     if options.target is not None:
         set_target(api, config, options.target)
-
-
-def obey_types(api: Api, config: Any, graph: GraphSpec, network: Any) -> None:
-    """Releases without strong typing: allow float16, but keep in float32 what the graph has so (softmax, norms, sums),
-    which the builder would otherwise compute in float16 too."""
-    flags, dtype = api.module.BuilderFlag, graph.precision.get("dtype", "float32")
-    if dtype == "bfloat16" or graph.precision.get("quantisation", "none") != "none":
-        raise BackendError(f"'{graph.file}'", expected="float32 or float16 with TensorRT " + api.version,
-                           received=f"{dtype}, quantisation {graph.precision.get('quantisation', 'none')}",
-                           way_out="Export with --dtype float16, or take TensorRT 10 or later.")
-    if dtype != "float16":
-        return
-    config.set_flag(flags.FP16)
-    config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-    for layer in (network.get_layer(i) for i in range(network.num_layers)):
-        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.type.name not in UNTYPED and all(api.dtype(tensor.dtype) == "float32" for tensor in outputs):
-            layer.precision = api.module.DataType.FLOAT
-            for index in range(len(outputs)):
-                layer.set_output_type(index, api.module.DataType.FLOAT)
 
 
 def set_target(api: Api, config: Any, target: str) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pi05_ros.backends.tensorrt.api import BITS, Api
@@ -48,8 +49,9 @@ class Fallback:
         return f"{self.product}: {self.found} instead of {self.wanted} (in '{self.layer}')"
 
 
-def wanted_products(api: Api, network: Any) -> dict[str, str]:
-    """Every matrix product of the network by name, with the type of its narrowest operand, before any dequantising."""
+def wanted_products(api: Api, network: Any, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Every matrix product of the network by name, with the type of its narrowest operand, before any dequantising.
+    known: types of tensors by name, where TensorRT does not tell the graph's (weak_types.py)."""
     makers = {}
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     for layer in layers:
@@ -58,17 +60,17 @@ def wanted_products(api: Api, network: Any) -> dict[str, str]:
     wanted = {}
     for layer in layers:
         if layer.type.name in PRODUCTS:
-            types = [_operand(api, makers, layer.get_input(i)) for i in range(layer.num_inputs)
+            types = [_operand(api, makers, layer.get_input(i), known) for i in range(layer.num_inputs)
                      if layer.get_input(i) is not None]
             wanted[layer.name] = min(types, key=lambda dtype: BITS.get(dtype, 64), default="float32")
     return wanted
 
 
-def _operand(api: Api, makers: Mapping[str, Any], tensor: Any) -> str:
+def _operand(api: Api, makers: Mapping[str, Any], tensor: Any, known: Mapping[str, str]) -> str:
     maker = makers.get(tensor.name)
     if maker is not None and maker.type.name == "DEQUANTIZE":
         tensor = maker.get_input(0)
-    return api.dtype(tensor.dtype)
+    return known.get(tensor.name) or api.dtype(tensor.dtype)
 
 
 def engine_layers(inspected: str) -> list[EngineLayer]:
