@@ -121,8 +121,8 @@ class Api:
             config.set_preview_feature(self.module.PreviewFeature.PROFILE_SHARING_0806, True)
 
     def choose_profile(self, context: Any, stream: int) -> bool:
-        """What this copies is on `stream`. 8.6 does it for the first context alone, and the process ends when a tensor of
-        another is bound; 10 does it for all. False: the context still has none."""
+        """What this copies is on `stream`. 8.6 does it for the first context alone, and the process ends when a tensor
+        of another is bound; 10 does it for all. False: the context still has none."""
         if self.release >= (10, 0) or self.just_in_time or context.active_optimization_profile == 0:
             return True
         return bool(context.set_optimization_profile_async(0, stream))

@@ -76,7 +76,7 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     configure(api, config, options)
     types = {} if api.strongly_typed else obey_types(api, config, graph, network)
     config.add_optimization_profile(make_profile(builder, network, graph))
-    if api.release < (10, 0):  # 8.6 refuses the one that it wrote when it builds, and then shares nothing between layers
+    if api.release < (10, 0):  # 8.6 refuses what it wrote, in the build, which then measures every layer anew
         timing_cache = b""
     cache = None if api.just_in_time else config.create_timing_cache(timing_cache)  # RTX measures nothing here
     if cache is not None and not config.set_timing_cache(cache, False):  # of another GPU or release: begin a new one

@@ -72,8 +72,8 @@ def plain_reshapes(model: ir.Model) -> None:
 
 
 def whole_shapes(model: ir.Model) -> None:
-    """`Shape` without `start` and `end`: TensorRT 8.6's parser passes over them without a word, and gives all sizes. The
-    wanted ones are gathered; one that is squeezed to a scalar is gathered as a scalar."""
+    """`Shape` without `start` and `end`: TensorRT 8.6's parser passes over them without a word, and gives all sizes.
+    The wanted ones are gathered; one that is squeezed to a scalar is gathered as a scalar."""
     for node in list(model.graph):
         if node.op_type != "Shape" or not node.attributes.keys() & {"start", "end"}:
             continue

@@ -1,8 +1,8 @@
 """Networks without strong typing (TensorRT 8.6): which type each tensor has in the graph, and a build that obeys.
 
-There a layer's floating-point result is called float32 whatever goes in: float16 graphs built by those words are float32
-engines (seen on an H200: of float32's size and speed). So types are followed from inputs and casts. No PyTorch; Python
-3.10 on.
+There a layer's floating-point result is called float32 whatever goes in: float16 graphs built by those words are
+float32 engines (seen on an H200: of float32's size and speed). So types are followed from inputs and casts. No PyTorch;
+Python 3.10 on.
 """
 
 from __future__ import annotations
