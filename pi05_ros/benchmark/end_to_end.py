@@ -2,9 +2,9 @@
 
 Cameras on one beat and joint states go over DDS to the node. A chunk's provenance tells its history: newest stamp of
 the set, set complete (`transport`), taken by the worker, published. `queue` is the time it waited behind a busy worker
-or a busy device, `device` the policy's stages, `overhead` all the rest of the latency: transport, decoding,
-`transforms`, hand-over, planning and `publishing`. Every frame sent is used, or counted as dropped, lost or refused;
-`uncounted` is the rest, less the frame that may remain unread at the end.
+or a busy device, `device` the policy's stages, `overhead` all the rest of the latency: transport, decoding, what a GPU
+does not hide of the `transforms`, hand-over, planning and `publishing`. Every frame sent is used, or counted as
+dropped, lost or refused; `uncounted` is the rest, less the frame that may remain unread at the end.
 
 JSON: runs [{rate_hz, seconds, sent, trajectories, latency_ms, overhead_ms, device_ms, queue_ms, transport_ms,
 transforms_ms, publishing_ms {p50, p99, most}, dropped, lost, refused, uncounted}].

@@ -33,9 +33,13 @@ class Workload:
     def request(self, timer: StageTimer, observation: Observation, num_steps: int, seed: int | None = None,
                 chunk_index: int | None = None, noise: np.ndarray | None = None) -> Request:
         index = chunk_index or 0
-        with timer.host("transform"):
-            x_1 = draw_noise(self.seed, index, self.stages.config)[None]
-        return Request(observation, self._inputs[index % VARIETY], x_1, False, num_steps, self.seed, index)
+        inputs = self._inputs[index % VARIETY]
+
+        def draw() -> np.ndarray:
+            with timer.host("transform"):
+                return draw_noise(self.seed, index, self.stages.config)
+
+        return Request(observation, inputs.trimmed().frames, lambda: inputs, draw, False, num_steps, self.seed, index)
 
     def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray,
               guidance: Guidance | None = None) -> ActionChunk:
@@ -49,6 +53,6 @@ class Workload:
         """For `Sequential`."""
         timer = StageTimer(self.stages.device)
         request = self.request(timer, observation, num_steps, chunk_index=chunk_index)
-        forward = Forward(self.stages, request.inputs, request.noise, num_steps, timer)
+        forward = Forward(self.stages, request, num_steps, timer)
         x_0 = forward.expert(forward.prefix(forward.vision()), guidance)
         return self.chunk(timer, request, x_0[0].cpu().numpy(), guidance)

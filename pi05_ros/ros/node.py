@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import signal
 import sys
@@ -14,19 +13,10 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.experimental import EventsExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from pi05_ros.ros.memory import keep_freed_memory
 from pi05_ros.ros.policy_node import PolicyNode
 
 SPIN_S = 0.1  # longest a signal waits
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what camera frames are received into: given back and fetched anew it costs up to 150 page faults
-    a frame. Other C libraries have no such switch."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def spare_the_collector() -> None:

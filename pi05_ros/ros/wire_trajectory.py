@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -29,14 +30,18 @@ def trajectory_cdr(plan: JointTrajectoryPlan, names: Sequence[str], columns: Seq
 def _points(plan: JointTrajectoryPlan, columns: Sequence[int]) -> bytes:
     """Each from a multiple of 8 on, where doubles must lie: so 4 bytes of padding stand before them."""
     joints = len(columns)
-    points = np.zeros(len(plan.times_s), np.dtype([
-        ("positions", "<u4"), ("pad", "<u4"), ("position", "<f8", (joints,)),
-        ("velocities", "<u4"), ("pad_", "<u4"), ("velocity", "<f8", (joints,)),
-        ("accelerations", "<u4"), ("effort", "<u4"), ("s", "<i4"), ("ns", "<u4")]))
+    points = np.zeros(len(plan.times_s), _layout(joints))
     points["positions"] = points["velocities"] = joints
     points["position"], points["velocity"] = plan.positions[:, columns], plan.velocities[:, columns]
     points["s"], points["ns"] = np.divmod(plan.offsets_ns, 1_000_000_000)
     return points.tobytes()
+
+
+@cache
+def _layout(joints: int) -> np.dtype:
+    return np.dtype([("positions", "<u4"), ("pad", "<u4"), ("position", "<f8", (joints,)),
+                     ("velocities", "<u4"), ("pad_", "<u4"), ("velocity", "<f8", (joints,)),
+                     ("accelerations", "<u4"), ("effort", "<u4"), ("s", "<i4"), ("ns", "<u4")])
 
 
 def _text(text: str) -> bytes:

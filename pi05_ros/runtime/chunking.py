@@ -138,7 +138,7 @@ def faded(wanted: np.ndarray, times_s: np.ndarray, stamp_ns: int, start: Start, 
     left_s = (running.stamp_ns - stamp_ns) * 1e-9 + running.times_s[-2:][0] - join_s
     if (span_s := min(fade_s, left_s)) <= 0:
         return wanted
-    before = np.array([running.at(stamp_ns + round(t * 1e9))[0] for t in (join_s, *times_s)])
+    before, _ = running.along(stamp_ns + np.rint(np.append(join_s, times_s) * 1e9).astype(np.int64))
     u = np.clip((times_s[:, None] - join_s) / span_s, 0.0, 1.0)
     weight = u**3 * (10 + u * (6 * u - 15))
     on_it = np.abs(start.positions[-1] - before[0]) < 1e-6  # not a joint that is led from where it was measured
@@ -153,14 +153,15 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
     join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))
     join_ns = max(join_ns, running.rests_until_ns)
-    later = [t for t in running.points_ns() if t > join_ns]
+    points_ns = running.points_ns()
+    later = [t for t in points_ns if t > join_ns]
     while later and not _can_leave(running, join_ns, chunk, times, limits):
         join_ns = later.pop(0)
-    times_ns = [t for t in running.points_ns() if now_ns < t < join_ns] + [join_ns]
-    positions, velocities = (np.array(part) for part in zip(*map(running.at, times_ns), strict=True))
+    times_ns = np.array([t for t in points_ns if now_ns < t < join_ns] + [join_ns])
+    positions, velocities = running.along(times_ns)
     lost = _lost(running, measured, limits, command.stop_time_s)
-    there = _led_back(measured.positions, limits, (np.array(times_ns) - now_ns)[:, None] * 1e-9)
-    return Start((np.array(times_ns) - chunk.stamp_ns) * 1e-9, np.where(lost, there, positions),
+    there = _led_back(measured.positions, limits, (times_ns - now_ns)[:, None] * 1e-9)
+    return Start((times_ns - chunk.stamp_ns) * 1e-9, np.where(lost, there, positions),
                  np.where(lost, 0.0, velocities), running.rests_until_ns)
 
 
@@ -258,6 +259,9 @@ def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spa
     down, up = -reach * spans_s[:, None], reach * spans_s[:, None]
     down[0] = np.where(velocity > 0, velocity / 3, -reach) * spans_s[0]
     up[0] = np.where(velocity < 0, velocity / 3, reach) * spans_s[0]
+    before = np.concatenate([start[None], wanted[:-1]])
+    if ((before + down <= wanted) & (wanted <= before + up)).all():  # mostly
+        return wanted
     out, position = np.empty_like(wanted), start
     for k in range(len(wanted)):
         position = np.minimum(np.maximum(wanted[k], position + down[k]), position + up[k], out=out[k])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,23 +16,48 @@ from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import Guidance, ModelInputs
 
 
-class Forward:
-    """noise: float32 [B, H, 32]. Call `vision`, `prefix` and `expert` once each, in this order.
+class Prepared(Protocol):
+    """What the stages are given. Each part may be made when it is asked for: `frames` first, then `inputs`, `noise`."""
 
-    Each uploads what it needs itself, so that the frames, which take longest, are under way first. Uploads live as long
-    as this object: the device may read them after the host has gone on.
+    @property
+    def frames(self) -> Sequence[np.ndarray | None]:
+        """Of the cameras that are not masked."""
+
+    @property
+    def inputs(self) -> ModelInputs: ...
+
+    @property
+    def noise(self) -> np.ndarray:
+        """float32 [B, H, 32]"""
+
+
+@dataclass(frozen=True)
+class Given:
+    """All that the stages need, made before."""
+
+    inputs: ModelInputs
+    noise: np.ndarray
+
+    @property
+    def frames(self) -> Sequence[np.ndarray | None]:
+        return self.inputs.trimmed().frames
+
+
+class Forward:
+    """Call `vision`, `prefix` and `expert` once each, in this order.
+
+    Each asks for what it needs itself and uploads it, so that the frames, which take longest, are under way first, and
+    the host writes the tokens and draws the noise while a GPU looks at them. Uploads live as long as this object: the
+    device may read them after the host has gone on.
     """
 
-    def __init__(self, stages: base.StageSet, inputs: ModelInputs, noise: np.ndarray, num_steps: int,
-                 timer: StageTimer) -> None:
-        self._stages, self._inputs, self._noise, self._num_steps = stages, inputs.trimmed(), noise, num_steps
-        self._timer = timer
+    def __init__(self, stages: base.StageSet, prepared: Prepared, num_steps: int, timer: StageTimer) -> None:
+        self._stages, self._prepared, self._num_steps, self._timer = stages, prepared, num_steps, timer
         self._uploaded: list[Tensor] = []
-        self._check_padding()
 
-    def _check_padding(self) -> None:
+    def _check_padding(self, inputs: ModelInputs) -> None:
         """What trimming leaves masked: an empty prompt, and in a batch the shorter ones."""
-        whole = self._inputs.image_mask.all() and self._inputs.token_mask.all()
+        whole = inputs.image_mask.all() and inputs.token_mask.all()
         for stage in (self._stages.prefix, self._stages.expert):
             if not whole and not getattr(stage, "takes_padding", True):
                 raise BackendError("observation", expected="at least one camera and one prompt token, one observation "
@@ -38,19 +67,20 @@ class Forward:
     def vision(self) -> Tensor:
         """Stages 0 and 1: image tokens [B, N*256, W]."""
         with self._timer.stage("images"):
-            pixels = self._stages.images.prepare_images(self._inputs.frames)
+            pixels = self._stages.images.prepare_images(self._prepared.frames)
         with self._timer.stage("vision"):
             return self._stages.vision.encode_images(pixels)
 
     def prefix(self, image_tokens: Tensor) -> base.PrefixCache:
-        image_mask, tokens, token_mask = map(self._upload, (self._inputs.image_mask, self._inputs.tokens,
-                                                            self._inputs.token_mask))
+        inputs = self._prepared.inputs.trimmed()
+        self._check_padding(inputs)
+        image_mask, tokens, token_mask = map(self._upload, (inputs.image_mask, inputs.tokens, inputs.token_mask))
         with self._timer.stage("prefix"):
             return self._stages.prefix.prefill(image_tokens, image_mask, tokens, token_mask)
 
     def expert(self, cache: base.PrefixCache, guidance: Guidance | None = None) -> Tensor:
         """Actions x_0, float32 [B, H, 32]."""
-        noise, state = self._upload(self._noise), self._upload(self._inputs.state)
+        noise, state = self._upload(self._prepared.noise), self._upload(self._prepared.inputs.state)
         with self._timer.stage("expert"):
             return self._stages.expert.denoise(cache, noise, self._num_steps, state, guidance)
 

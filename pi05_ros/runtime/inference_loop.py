@@ -120,10 +120,10 @@ class InferenceLoop:
         epoch = self._epoch if flight is None else flight.epoch
         try:
             if flight is not None and self._head_wait_s() == 0.0:
-                if flight.pending.advanced:
-                    self._collect(flight)
-                else:
+                if not flight.pending.advanced:
                     self._advance(flight)
+                if flight in self._flights and finished(flight.pending):  # at once, where a chunk is made in one go
+                    self._collect(flight)
             elif self._begin_wait_s() == 0.0:
                 epoch = self._epoch
                 self._begin(epoch)

@@ -18,10 +18,10 @@ from torch import Tensor
 from pi05_ros.backends import base
 from pi05_ros.errors import BackendError
 from pi05_ros.runtime.feature_slots import FeatureSlot, FeatureSlots
-from pi05_ros.runtime.forward import Forward
+from pi05_ros.runtime.forward import Forward, Prepared
 from pi05_ros.runtime.streams import Mark, Stream, new_stream
 from pi05_ros.runtime.timing import StageTimer
-from pi05_ros.schema import ActionChunk, Guidance, ModelInputs
+from pi05_ros.schema import ActionChunk, Guidance
 
 Boundary = Literal["vision", "prefix"]  # what crosses: image tokens, or the prefix KV cache
 SPLIT: dict[Boundary, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -29,14 +29,8 @@ SPLIT: dict[Boundary, tuple[tuple[str, ...], tuple[str, ...]]] = {
 DEPTH = 2  # chunks in the making: one in front, one behind
 
 
-class Prepared(Protocol):
+class Requested(Prepared, Protocol):
     """What `request` gives; `runtime.policy.Request` is one."""
-
-    @property
-    def inputs(self) -> ModelInputs: ...
-
-    @property
-    def noise(self) -> np.ndarray: ...
 
     @property
     def chunk_index(self) -> int: ...
@@ -50,7 +44,7 @@ class Prepares(Protocol):
 
     def request(self, timer: StageTimer, observation: Any, num_steps: int, seed: int | None = None,
                 chunk_index: int | None = None, noise: np.ndarray | None = None) -> Any:
-        """Gives a `Prepared`."""
+        """Gives a `Requested`."""
 
     def chunk(self, timer: StageTimer, request: Any, normalised: np.ndarray,
               guidance: Guidance | None = None) -> ActionChunk: ...
@@ -60,7 +54,7 @@ class Prepares(Protocol):
 class PendingChunk:
     """What keeps alive all that a chunk's work reads until it is done."""
 
-    request: Prepared
+    request: Requested
     timer: StageTimer
     forward: Forward
     slot: FeatureSlot
@@ -113,7 +107,7 @@ class Pipeline:
         slot = self._slots.take()
         try:
             with self._front:
-                forward = Forward(self.policy.stages, request.inputs, request.noise, num_steps, timer)
+                forward = Forward(self.policy.stages, request, num_steps, timer)
                 made: Any = forward.vision()
                 features = slot.keep(forward.prefix(made) if self.boundary == "prefix" else made)
                 return PendingChunk(request, timer, forward, slot, features, self._front.mark(), self.back)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
 from pi05_ros.model.pinned import pinned_copy
 from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
-from pi05_ros.runtime.forward import Forward
+from pi05_ros.runtime.forward import Forward, Given, Prepared
 from pi05_ros.runtime.gpu_sensors import Sensors, gpu_sensors
 from pi05_ros.runtime.pipelined import Pipeline
 from pi05_ros.runtime.sequential import Sequential
@@ -42,15 +43,26 @@ SIZES: dict[str, Callable[..., Pi05Config]] = {"tiny": tiny_config, "full": Pi05
 
 @dataclass(frozen=True)
 class Request:
-    """An observation ready for the stages, and all that its chunk depends on; noise float32 [1, H, 32]."""
+    """An observation for the stages, and all that its chunk depends on. The frames are ready, and tokens and noise
+    float32 [1, H, 32] are made when they are asked for: then a GPU is busy with the frames."""
 
     observation: Observation
-    inputs: ModelInputs
-    noise: np.ndarray
+    frames: Sequence[np.ndarray | None]
+    encode: Callable[[], ModelInputs]
+    draw: Callable[[], np.ndarray]
     noise_given: bool
     num_steps: int
     seed: int
     chunk_index: int
+
+    @cached_property
+    def inputs(self) -> ModelInputs:
+        """Raises ObservationError as `RobotTransforms.encode`."""
+        return self.encode()
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        return self.draw()[None]
 
 
 class Policy:
@@ -155,22 +167,30 @@ class Policy:
         """
         timer = StageTimer(self.stages.device)
         request = self.request(timer, observation, num_steps, seed, chunk_index, noise)
-        x_0 = self.sample(request.inputs, request.noise, num_steps, guidance, timer)
-        return self.chunk(timer, request, x_0[0], guidance)
+        return self.chunk(timer, request, self._made(request, num_steps, guidance, timer)[0], guidance)
 
     def request(self, timer: StageTimer, observation: Observation, num_steps: int, seed: int | None = None,
                 chunk_index: int | None = None, noise: np.ndarray | None = None) -> Request:
-        """The part before the stages: arguments as in `infer`."""
+        """The part before the stages: arguments as in `infer`. What is wrong with state or prompt is found when the
+        stages ask for them."""
         if not 1 <= num_steps <= MAX_DENOISING_STEPS:
             raise ConfigError("denoising_steps", expected=f"1 to {MAX_DENOISING_STEPS}", received=str(num_steps),
                               way_out="10 is what the checkpoints were trained to be sampled with.")
         seed = self.seed if seed is None else seed
         if chunk_index is None:
             chunk_index, self._chunk_index = self._chunk_index, self._chunk_index + 1
-        with timer.host("transform"):
-            inputs = self.transforms.encode(observation)
-            x_1 = draw_noise(seed, chunk_index, self.config) if noise is None else self._checked(noise)
-        return Request(observation, inputs, x_1[None], noise is not None, num_steps, seed, chunk_index)
+        frames = self.transforms.frames(observation)
+        given = None if noise is None else self._checked(noise)
+
+        def encode() -> ModelInputs:
+            with timer.host("transform"):
+                return self.transforms.encode(observation, frames)
+
+        def draw() -> np.ndarray:
+            return draw_noise(seed, chunk_index, self.config) if given is None else given
+
+        return Request(observation, [frame for frame in frames if frame is not None], encode, draw, given is not None,
+                       num_steps, seed, chunk_index)
 
     def chunk(self, timer: StageTimer, request: Request, normalised: np.ndarray,
               guidance: Guidance | None = None) -> ActionChunk:
@@ -192,8 +212,10 @@ class Policy:
     def sample(self, inputs: ModelInputs, noise: np.ndarray, num_steps: int, guidance: Guidance | None = None,
                timer: StageTimer | None = None) -> np.ndarray:
         """The four stages, batched: noise float32 [B, H, 32] to actions float32 [B, H, 32], model space."""
-        timer = timer or StageTimer(self.stages.device)
-        forward = Forward(self.stages, inputs, noise, num_steps, timer)
+        return self._made(Given(inputs, noise), num_steps, guidance, timer or StageTimer(self.stages.device))
+
+    def _made(self, prepared: Prepared, num_steps: int, guidance: Guidance | None, timer: StageTimer) -> np.ndarray:
+        forward = Forward(self.stages, prepared, num_steps, timer)
         return forward.expert(forward.prefix(forward.vision()), guidance).cpu().numpy()
 
     def _checked(self, noise: np.ndarray) -> np.ndarray:

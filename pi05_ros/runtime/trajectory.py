@@ -67,9 +67,23 @@ class JointTrajectoryPlan:
             return self.positions[0], np.zeros_like(self.positions[0])
         if offset_ns >= self.offsets_ns[-1]:
             return self.positions[-1], np.zeros_like(self.positions[-1])
-        k = int(np.searchsorted(self.offsets_ns, offset_ns, side="right")) - 1
+        k = int(self.offsets_ns.searchsorted(offset_ns, side="right")) - 1
         return hermite(t - self.times_s[k], self.times_s[k + 1] - self.times_s[k], self.positions[k],
                        self.velocities[k], self.positions[k + 1], self.velocities[k + 1])
+
+    def along(self, times_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`at` for many times, int64 [K], at once: positions and velocities [K, J], the same bits."""
+        offsets_ns = times_ns - self.stamp_ns
+        positions, velocities = np.empty((2, len(times_ns), self.positions.shape[1]))
+        between = (offsets_ns >= self.offsets_ns[0]) & (offsets_ns < self.offsets_ns[-1])
+        k = self.offsets_ns.searchsorted(offsets_ns[between], side="right") - 1
+        span, t = self.times_s[k + 1] - self.times_s[k], offsets_ns[between] * 1e-9 - self.times_s[k]
+        positions[between], velocities[between] = hermite(
+            t[:, None], span[:, None], self.positions[k], self.velocities[k], self.positions[k + 1],
+            self.velocities[k + 1])
+        for i in np.flatnonzero(~between):  # before the first point and after the last: few
+            positions[i], velocities[i] = self.at(int(times_ns[i]))
+        return positions, velocities
 
 
 class Commanded:
@@ -106,9 +120,10 @@ class Commanded:
         return None if plan is None else plan.at(time_ns)[0]
 
 
-def hermite(t: float, span: float, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,
+def hermite(t: float | np.ndarray, span: float | np.ndarray, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,
             v1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cubic from (p0, v0) to (p1, v1) over `span` seconds: position and velocity at t in [0, span]."""
+    """Cubic from (p0, v0) to (p1, v1) over `span` seconds: position and velocity at t in [0, span]; t and span are
+    numbers with vectors [J], or [K, 1] with [K, J]."""
     u, slope = t / span, (p1 - p0) / span
     position = p0 + span * u * (v0 + u * ((3 * slope - 2 * v0 - v1) + u * (v0 + v1 - 2 * slope)))
     velocity = v0 + u * (2 * (3 * slope - 2 * v0 - v1) + 3 * u * (v0 + v1 - 2 * slope))

@@ -21,6 +21,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 
 from pi05_ros.ros.conversions import image_message
+from pi05_ros.ros.memory import keep_freed_memory
 from pi05_ros.transforms.robot_loader import load_robot
 
 STAMP = slice(4, 12)  # of a serialised message that begins with a header
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=640, help="of the camera (default: 640)")
     parser.add_argument("--robot", default="arm6", help="whose joints (default: arm6)")
     args = parser.parse_args(argv)
+    keep_freed_memory()  # as a camera driver, which has its buffers
     rclpy.init()
     node = rclpy.create_node("sensor_load")
     joints = args.topic.endswith("joint_states")

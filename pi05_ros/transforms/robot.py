@@ -103,8 +103,10 @@ class RobotTransforms:
         self._tokenizer = tokenizer
         self._check_model(tokenizer)
 
-    def encode(self, observation: Observation) -> ModelInputs:
+    def encode(self, observation: Observation, frames: list[np.ndarray | None] | None = None) -> ModelInputs:
         """One observation, as a batch of 1. The frames keep their size; the model's stage 0 resizes them.
+
+        `frames`: of this observation, where `frames` has given them before.
 
         Raises:
             ObservationError: a required camera, or any prompt, is missing; an image or the state is not usable.
@@ -116,7 +118,7 @@ class RobotTransforms:
         if tokens.dropped:
             warnings.warn(f"prompt: expected at most {self._tokenizer.max_token_len} tokens, its tail is cut off; say "
                           f"it in fewer words: '{self._prompt(observation)}'", PromptTruncated, stacklevel=2)
-        frames = self._frames(observation)
+        frames = self.frames(observation) if frames is None else frames
         return ModelInputs(
             frames=frames,
             image_mask=np.array([[frame is not None for frame in frames]]),
@@ -168,7 +170,8 @@ class RobotTransforms:
                                    way_out="Give one, or set default_prompt in the robot file.")
         return prompt
 
-    def _frames(self, observation: Observation) -> list[np.ndarray | None]:
+    def frames(self, observation: Observation) -> list[np.ndarray | None]:
+        """uint8 [1, h, w, 3] of each of the model's cameras, None where there is none. Raises ObservationError."""
         unknown = [name for name in observation.images if name not in CAMERAS]
         if unknown:
             raise ObservationError(f"image '{unknown[0]}'", expected="a camera among " + ", ".join(CAMERAS),

@@ -73,6 +73,16 @@ def test_a_trajectory_has_its_velocity_at_its_first_point_already():
     assert plan.at(NOW + 39_999_999)[1] == 0.0
 
 
+@pytest.mark.parametrize("origin", [None, (np.array([0.1, -0.2]), np.array([0.3, 0.0]))])
+@pytest.mark.parametrize("points", [1, 2, 9])
+def test_many_times_at_once_are_the_bits_of_each_time_alone(points, origin):
+    rng = np.random.default_rng(points)
+    plan = JointTrajectoryPlan(NOW, np.cumsum(rng.uniform(0.01, 0.1, points)), *rng.normal(size=(2, points, 2)), origin)
+    ends = [NOW + ns for offset in plan.offsets_ns.tolist() for ns in (offset - 1, offset, offset + 1)]
+    times = np.array([*range(NOW - 50_000_000, plan.end_ns + 50_000_000, 7_654_321), *ends])
+    np.testing.assert_array_equal(plan.along(times), np.stack([plan.at(int(t)) for t in times], axis=1))
+
+
 def test_a_slow_motion_passes_unchanged_with_matching_velocities():
     line = np.stack([np.arange(40) * 0.01, np.arange(40) * -0.01], axis=1)
     plan = plan_chunk(chunk(line, age_s=0.1), LIMITS, measured(line[5]), NOW, CommandLimits(lead_s=0.005), along(line))

@@ -60,7 +60,7 @@ def test_the_timeline_of_a_few_chunks_becomes_a_trace_and_a_picture(stages, tmp_
     assert {span.chunk for span in spans} == {3, 4, 5} and min(span.begin_us for span in spans) == 0
     for chunk in (3, 4, 5):
         mine = {span.stage: span for span in spans if span.chunk == chunk}
-        order = ["transform", "images", "vision", "prefix", "expert", "inverse"]
+        order = ["images", "vision", "prefix", "transform", "expert", "inverse"]
         assert list(sorted(mine, key=lambda stage: mine[stage].begin_us)) == order
         assert mine["vision"].track == "front stream" and mine["expert"].track == "back stream"
     timeline.write_trace(spans, tmp_path / "trace.json")

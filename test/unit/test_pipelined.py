@@ -7,6 +7,7 @@ from scripted_streams import LoggedStages, ScriptedDevice
 
 from pi05_ros.backends.base import StageSet
 from pi05_ros.errors import BackendError, ObservationError, WorkerError
+from pi05_ros.runtime import policy as runtime_policy
 from pi05_ros.runtime.feature_slots import FeatureSlot
 from pi05_ros.runtime.pipelined import Pipeline
 from pi05_ros.runtime.policy import Policy
@@ -130,6 +131,21 @@ def test_a_bad_observation_takes_no_slot(policy):
     for n in range(3):
         with pytest.raises(ObservationError):
             pipeline.begin(observation(0, cameras=()), 1, chunk_index=n)
+        with pytest.raises(ObservationError, match="half a surrogate|UTF-8"):
+            pipeline.begin(observation(0, prompt="\ud800"), 1, chunk_index=n)
+
+
+def test_tokens_and_noise_are_made_when_the_frames_are_under_way(policy, device, monkeypatch):
+    for where, name in ((policy.transforms, "encode"), (runtime_policy, "draw_noise")):
+        made = getattr(where, name)
+
+        def logged(*args, name=name, made=made):
+            device.log.append(("host", name))
+            return made(*args)
+
+        monkeypatch.setattr(where, name, logged)
+    policy.infer(observation(0), 1)
+    assert [step for _, step in device.log] == ["images", "vision", "encode", "prefix", "draw_noise", "expert"]
 
 
 def test_stage_times_tell_how_long_the_features_waited(policy):

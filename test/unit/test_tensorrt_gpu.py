@@ -11,7 +11,7 @@ from pi05_ros.cli.main import main
 from pi05_ros.config import tiny_config
 from pi05_ros.model.fingerprint import fingerprint
 from pi05_ros.model.recipe import RecipeSource
-from pi05_ros.runtime.forward import Forward
+from pi05_ros.runtime.forward import Forward, Given
 from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import Guidance, ModelInputs
 
@@ -60,7 +60,7 @@ def test_engines_give_what_eager_gives(tmp_path, monkeypatch, capsys, flavour, d
         for guidance in (None, Guidance(previous, delay=2, end=8)):
             actions = []
             for stages in (ours, eager):
-                forward = Forward(stages, inputs, noise, steps, StageTimer(device))
+                forward = Forward(stages, Given(inputs, noise), steps, StageTimer(device))
                 actions.append(forward.expert(forward.prefix(forward.vision()), guidance).cpu())
             error = (actions[0] - actions[1]).norm() / actions[1].norm()
             assert error < TOLERANCE[dtype], (cameras, tokens, steps, guidance is not None)

@@ -24,7 +24,7 @@ from pi05_ros.errors import BackendError
 from pi05_ros.model import weights
 from pi05_ros.model.fingerprint import fingerprint
 from pi05_ros.model.recipe import RecipeSource
-from pi05_ros.runtime.forward import Forward
+from pi05_ros.runtime.forward import Forward, Given
 from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import Guidance, ModelInputs
 
@@ -146,7 +146,7 @@ def test_every_mix_with_another_backend(make, reference, choice):
     noise = np.random.default_rng(8).standard_normal((1, 10, 32)).astype(np.float32)
 
     def actions(of):
-        forward = Forward(of, observation(2, 11), noise, 3, StageTimer(CPU))
+        forward = Forward(of, Given(observation(2, 11), noise), 3, StageTimer(CPU))
         return forward.expert(forward.prefix(forward.vision()))
 
     whole = base.StageSet(*[reference] * 4, config=CONFIG, device=CPU, names={})
@@ -161,8 +161,7 @@ def test_masked_positions_are_refused_and_never_become_actions(make, reference):
                          names={})
     noise = np.zeros((1, 10, 32), np.float32)
     with pytest.raises(BackendError, match="masked positions"):
-        Forward(both, padded, noise, 3, StageTimer(CPU))
-    Forward(both, inputs, noise, 3, StageTimer(CPU))
+        Forward(both, Given(padded, noise), 3, StageTimer(CPU)).prefix(torch.empty(0))
     images = stages.encode_images(stages.prepare_images(inputs.frames))
     mask = torch.tensor([[True, False]])
     cache = stages.prefill(images, mask, torch.from_numpy(inputs.tokens), torch.from_numpy(inputs.token_mask))
