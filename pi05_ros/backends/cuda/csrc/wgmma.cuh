@@ -96,6 +96,14 @@ DEVICE void wgmma_256_registers(float (&d)[128], const u32 (&a)[4], u64 b) {
                  : SUMS_31(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// The same for 128 columns of d, from register 64 HALF on.
+template <int HALF> DEVICE void wgmma_128_registers(float (&d)[128], const u32 (&a)[4], u64 b) {
+    float *h = d + 64 * HALF;
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_15
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : SUMS_15(h) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 // d [64, 64] (+)= a [64, 16] b [64, 16]^T; both K-major in shared memory.
 DEVICE void wgmma_64(float (&d)[32], u64 a, u64 b, int accumulate) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"

@@ -21,7 +21,7 @@ from pi05_ros.backends.cuda.tma import TensorMap
 from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 
 MOST_ROWS = 1024  # of the Hopper kernel: a block's share of the mask is in shared memory
-SHARED_BYTES = 2 * 2**15 + 5 * 2**15 + 2 * 512 + 5 * 16 + 16  # queries, ring, mask, barriers
+BLOCK, SLOTS = 128, 5  # keys a turn of the Hopper kernel, places in its ring
 CANDIDATES = [Tiles(64, 64, warps=4, stages=3), Tiles(128, 64, warps=8, stages=2), Tiles(64, 64, warps=4, stages=2),
               Tiles(64, 64, warps=8, stages=2), Tiles(64, 32, warps=4, stages=2), Tiles(32, 32, warps=4, stages=2)]
 
@@ -71,8 +71,12 @@ def fits_hopper(rows: int, dim: int, device: torch.device) -> bool:
 
 @functools.cache
 def _kernel(heads: int, device: torch.device) -> Kernel:
-    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "SHARED_BYTES": SHARED_BYTES}
-    return Program("prefix_attention", defines, device).kernel("prefix_attention", SHARED_BYTES)
+    logits = BLOCK // 2  # of a thread
+    # queries, ring, mask, statistics, barriers
+    shared = 2 * 2**15 + SLOTS * 256 * BLOCK + 2 * 512 + 16 + 2 * 512 + SLOTS * 16 + 32
+    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "BLOCK": BLOCK, "SLOTS": SLOTS, "SHARED_BYTES": shared,
+               "LAST": BLOCK // 8 - 1, "LEFT": logits, "RIGHT": logits + 1, "KEEP": logits + 2}
+    return Program("prefix_attention", defines, device).kernel("prefix_attention", shared)
 
 
 def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
@@ -90,6 +94,7 @@ def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tens
             qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1], dim, tiles.rows, tiles.columns,
             num_warps=tiles.warps, num_stages=tiles.stages)
         return
-    maps = tuple(TensorMap(t, (64, 64)) for t in (keys[:rows], values[:rows], out.view(-1, dim)))
+    boxes = ((keys[:rows], BLOCK), (values[:rows], BLOCK // 2), (out.view(-1, dim), 64))
+    maps = tuple(TensorMap(tensor, (high, 64)) for tensor, high in boxes)
     _kernel(heads, qkv.device).launch((2 * triton.cdiv(rows * heads, 128),), 384,
                                       (*maps, qkv, inverse, valid, positions, cos, sin, rows, scale), cluster=2)
