@@ -78,8 +78,8 @@ def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, r
             kv = torch.mm(x, layer.qkv.T)
             return rope_into_cache(x, kv, b.positions, b.cos, b.sin, keys, values, inverse, queries=False)
         torch.mm(x, layer.qkv.T, out=qkv)
-        prefix_attention(x, qkv, b.positions, b.cos, b.sin, keys, values, inverse, b.valid, attended,
-                         config.prefix.num_heads, tilings.prefix_attention)
+        prefix_attention(x, qkv, b.positions, b.cos, b.sin, keys, values, inverse, b.prefix_counters, b.valid,
+                         attended, config.prefix.num_heads, tilings.prefix_attention)
         x.addmm_(attended, layer.out.T)
         gated_product(x, inverse, layer.gate_up, gate_up, hidden, b.prefix_counters)
         x.addmm_(hidden, layer.down.T)

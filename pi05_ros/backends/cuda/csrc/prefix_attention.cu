@@ -1,26 +1,18 @@
 // Prefix attention for Hopper: every valid row sees every valid row, all query heads share one key and value head, so
 // the queries of all heads are one matrix [rows * HEADS, 256] against keys and values [rows, 256]. Queries are rotated
-// (RoPE) on their way in, their norm (1 / rms of their row) is in the scale of their logits; keys were normed before.
+// (RoPE) on their way in, their norm (1 / rms of their row) is in the scale of their logits. Keys and values are prepared by
+// all blocks together first (prefix_rows.cuh).
 //
 // A pair of blocks (a cluster) takes 128 queries, each block half of the keys. One warpgroup only loads (TMA into a ring);
 // two hold 64 queries each and take turns at the tensor cores: one's products, of the last block's values and the next
 // block's keys, run under the other's softmax. At the end each warpgroup and its like in the other block exchange halves
 // of their sums in bfloat16, under the last product. Logits, sums and softmax in float32, exponents of 2.
-// Defines: HEADS, QKV (columns of a row), BLOCK (keys a turn, 64 or 128), LAST, LEFT, RIGHT, KEEP (of BLOCK: as in gate_up.cu),
+// Defines: HEADS, QKV, WIDTH (prefix_rows.cuh), BLOCK (keys a turn, 64 or 128), LAST, LEFT, RIGHT, KEEP (of BLOCK: as in gate_up.cu),
 // SLOTS (of the ring), SHARED_BYTES. Launch: 384 threads, clusters of 2. At most 1024 rows.
 #include "prefix_queries.cuh"
+#include "prefix_ring.cuh"
+#include "prefix_rows.cuh"
 #include "prefix_softmax.cuh"
-
-constexpr int MOST_KEYS = 512;
-// Tiles are 64 columns wide. A slot of the ring holds half the columns of a block's keys, or half the rows of its values.
-constexpr u32 TILE = 64 * 128, KEY_TILE = BLOCK * 128, VALUE_TILE = BLOCK / 2 * 128, SLOT_BYTES = 2 * KEY_TILE;
-constexpr u32 QUERIES_BYTES = 4 * TILE, RING = 2 * QUERIES_BYTES, MASK = RING + SLOTS * SLOT_BYTES;
-constexpr u32 HIDES = MASK + 2 * MOST_KEYS, STATISTICS = HIDES + 16, BARRIERS = STATISTICS + 2 * 512;
-// What a warpgroup receives, where its queries were: 8 times 16 bytes of sums a thread; and 16 of statistics a row pair.
-constexpr u32 EXCHANGE_BYTES = 8 * 128 * 16 + 32 * 16;
-constexpr u32 ARRIVED = BARRIERS + 16 * SLOTS, READY = ARRIVED + 16;  // for each warpgroup
-constexpr int TURN = 3;  // named barriers: 1 and 2 are the warpgroups' own, 3 and 4 say whose turn it is
-static_assert(SHARED_BYTES == READY + 16 && MOST_KEYS % BLOCK == 0, "shared memory");
 
 #define QUOTE(x) #x
 #define QUOTED(x) QUOTE(x)
@@ -35,63 +27,15 @@ DEVICE void wgmma_keys(float (&s)[BLOCK / 2], u64 a, u64 b, int accumulate) {
                  NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1, 0, 0;\n}" : JOIN(SUMS_, LAST)(s) : "l"(a), "l"(b), "r"(accumulate));
 }
 
-// A place in the ring: its slots are filled, read and freed in one order.
-struct Position {
-    int slot = 0, phase = 0;
-    DEVICE void next() { if (++slot == SLOTS) slot = 0, phase ^= 1; }
-};
-
-// Keys and values of block after block into the ring, two slots each. Values with the half of their columns first that this
-// block of threads gives away at the end.
-DEVICE void load_blocks(const TensorMap *keys, const TensorMap *values, u32 shared, int from, int blocks, int rank) {
-    u32 full = shared + BARRIERS, empty = full + 8 * SLOTS;
-    int swap = 2 - 2 * rank;  // in tiles
-    Position at;
-    auto slot = [&] {
-        barrier_wait(empty + 8 * at.slot, at.phase ^ 1);
-        barrier_expect(full + 8 * at.slot, SLOT_BYTES);
-        return shared + RING + at.slot * SLOT_BYTES;
-    };
-    for (int block = 0; block < 2 * blocks; ++block) {  // halves of blocks
-        int row = from + block / 2 * BLOCK;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            u32 to = slot();
-            if (block % 2 == 0)
-                for (int i = 0; i < 2; ++i) tma_load(to + i * KEY_TILE, keys, full + 8 * at.slot, (2 * half + i) * 64, row);
-            else
-                for (int i = 0; i < 4; ++i)
-                    tma_load(to + i * VALUE_TILE, values, full + 8 * at.slot, (i ^ swap) * 64, row + half * (BLOCK / 2));
-            at.next();
-        }
-    }
-}
-
-// A warpgroup's side of the ring.
-struct Ring {
-    u32 shared;
-    Position at, oldest;
-    DEVICE u32 wait() {
-        u32 full = shared + BARRIERS + 8 * at.slot, slot = shared + RING + at.slot * SLOT_BYTES;
-        barrier_wait(full, at.phase);
-        at.next();
-        return slot;
-    }
-    DEVICE void release() {
-        if ((threadIdx.x & 127) == 0) barrier_arrive(shared + BARRIERS + 8 * (SLOTS + oldest.slot));
-        oldest.next();
-    }
-};
-
 // Logits of 64 queries and the next block's keys; not waited for.
 DEVICE void multiply_keys(float (&s)[BLOCK / 2], u32 queries, Ring &ring) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        u32 keys = ring.wait();
+        u32 keys = (u32)tile_k_major(ring.wait());
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-            wgmma_keys(s, tile_k_major(queries + (2 * half + k / 4) * TILE + k % 4 * 32), tile_k_major(keys + k / 4 * KEY_TILE + k % 4 * 32),
+            wgmma_keys(s, tile_at(queries, (2 * half + k / 4) * TILE + k % 4 * 32), tile_at(keys, k / 4 * KEY_TILE + k % 4 * 32),
                        half + k > 0);
         wgmma_commit();
     }
@@ -101,13 +45,13 @@ DEVICE void multiply_keys(float (&s)[BLOCK / 2], u32 queries, Ring &ring) {
 DEVICE void multiply_values(float (&d)[128], const u32 (&p)[BLOCK / 4], Ring &ring) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        u32 values = ring.wait();
+        u32 values = (u32)tile_mn_major(ring.wait(), VALUE_TILE);
         pin(d);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < BLOCK / 32; ++k) {
             const u32 *a = p + half * (BLOCK / 8) + 4 * k;
-            wgmma_256_registers(d, {a[0], a[1], a[2], a[3]}, tile_mn_major(values + k * 16 * 128, VALUE_TILE));
+            wgmma_256_registers(d, {a[0], a[1], a[2], a[3]}, tile_at(values, k * 16 * 128));
         }
         wgmma_commit();
     }
@@ -121,11 +65,9 @@ DEVICE void multiply_values(float (&d)[128], const u32 (&p)[BLOCK / 4], Ring &ri
 // The last of it, in two halves of the columns: the second is under way when the first can be read.
 template <int HALF> DEVICE void multiply_half(float (&d)[128], const u32 (&p)[BLOCK / 4], u32 values, u32 more) {
 #pragma unroll
-    for (int k = 0; k < BLOCK / 16; ++k) {
-        u32 rows = k < BLOCK / 32 ? values + k * 16 * 128 : more + (k - BLOCK / 32) * 16 * 128;
+    for (int k = 0; k < BLOCK / 16; ++k)
         wgmma_128_registers<HALF>(d, {p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]},
-                                  tile_mn_major(rows + HALF * 2 * VALUE_TILE, VALUE_TILE));
-    }
+                                  tile_at(k < BLOCK / 32 ? values : more, HALF * 2 * VALUE_TILE + k % (BLOCK / 32) * 16 * 128));
     wgmma_commit();
 }
 
@@ -150,11 +92,9 @@ DEVICE void attend(float (&d)[128], u32 (&p)[BLOCK / 4], Rows &rows, Ring &ring,
         wgmma_wait<0>();
         pin(s);
         ring.release();
-        softmax(s, rows, shrink, hidden_keys<BLOCK>(ring.shared + HIDES, block), mask + 2 * block * BLOCK);
+        softmax(s, p, rows, shrink, hidden_keys<BLOCK>(ring.shared + HIDES, block), mask + 2 * block * BLOCK);
 #pragma unroll
         for (int i = 0; i < 128; ++i) d[i] *= shrink[i >> 1 & 1];
-#pragma unroll
-        for (int i = 0; i < BLOCK / 4; ++i) p[i] = pack(s[2 * i], s[2 * i + 1]);  // just as wgmma wants its left operand
     }
     barrier_sync(TURN + group, 256);
 }
@@ -167,7 +107,7 @@ DEVICE void finish(float (&d)[128], const u32 (&p)[BLOCK / 4], Ring &ring, Rows 
     u32 here = queries + thread * 16, there = address_at(here, other_rank);
     u32 said = shared + STATISTICS + group * 512 + thread / 4 * 16, said_there = address_at(said, other_rank);
     u32 arrived = shared + ARRIVED + 8 * group, their_barrier = address_at(arrived, other_rank);
-    u32 values = ring.wait(), more = ring.wait();
+    u32 values = (u32)tile_mn_major(ring.wait(), VALUE_TILE), more = (u32)tile_mn_major(ring.wait(), VALUE_TILE);
     pin(d);
     wgmma_fence();
     multiply_half<0>(d, p, values, more);
@@ -232,13 +172,17 @@ DEVICE void finish(float (&d)[128], const u32 (&p)[BLOCK / 4], Ring &ring, Rows 
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__ TensorMap values,
-                 const __grid_constant__ TensorMap out, const bf16 *qkv, const float *inverse, const unsigned char *valid,
-                 const int *positions, const float *cosines, const float *sines, int rows, float scale) {
+                 const __grid_constant__ TensorMap out, const bf16 *x, const bf16 *qkv, const int *positions,
+                 const float *cosines, const float *sines, bf16 *key_cache, bf16 *value_cache, float *inverse, int *counters,
+                 const unsigned char *valid, int rows, float scale) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
     int rank = cluster_rank(), group = warpgroup() - 1, half = (rows + 31) / 32 * 16;  // of the keys, whole steps of 16
     int from = rank * half, count = rank == 0 ? half : rows - half, blocks = (count + BLOCK - 1) / BLOCK;
+    PrefixRows all = {x, qkv, positions, cosines, sines, key_cache, value_cache, inverse, counters, rows};
+    int part = 0;
     if (threadIdx.x == 0) {
+        part = all.take();
         for (int i = 0; i < SLOTS; ++i) {
             barrier_init(shared + BARRIERS + 8 * i, 1);
             barrier_init(shared + BARRIERS + 8 * (SLOTS + i), 2);
@@ -248,38 +192,54 @@ prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__
             barrier_expect(shared + ARRIVED + 8 * i, EXCHANGE_BYTES);
             barrier_init(shared + READY + 8 * i, 1);
         }
+        barrier_init(shared + NORMED, 1);
         barrier_init_done();
-    }
-    for (int i = threadIdx.x; i < blocks * BLOCK; i += 384) {
-        bool hidden = i >= count || !valid[from + i];
-        ((bf16 *)(memory + MASK))[i] = hidden ? pack(NOTHING, 0.0f) & 0xffff : 0;
-        bool any = __any_sync(~0u, hidden);
-        if (threadIdx.x % 32 == 0) memory[HIDES + i / 32] = any;
     }
     __syncthreads();
     cluster_arrive();  // this block's barriers may be told
     if (group < 0) {
+        all.share(shared + TAKEN, LOADERS, part);
         set_registers_down<40>();
-        if (threadIdx.x == 0) load_blocks(&keys, &values, shared, from, blocks, rank);
+        if (threadIdx.x == 0) {
+            all.wait();
+            load_blocks(&keys, &values, shared, from, blocks, rank);
+            all.leave();
+        } else if (threadIdx.x / 32 == 1) {
+            all.copy_norms(shared + NORMS, blockIdx.x / 2 * 128);
+            if (threadIdx.x == 32) barrier_arrive(shared + NORMED), all.leave();
+        }
         __syncwarp();
         cluster_wait();
     } else {
-        set_registers_up<232>();
         u32 queries = shared + group * QUERIES_BYTES, p[BLOCK / 4];
         int first = blockIdx.x / 2 * 128 + group * 64, thread = threadIdx.x & 127;
-        load_queries(qkv, positions, cosines, sines, queries, first, rows * HEADS);
-        Rows sums = {{}, {NOTHING, NOTHING}, {0.0f, 0.0f}};
+        bool hidden[MOST_KEYS / 256];
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-            sums.scale[r] = scale * inverse[min(first + thread / 32 * 16 + thread % 32 / 4 + 8 * r, rows * HEADS - 1) / HEADS];
+        for (int j = 0; j < MOST_KEYS / 256; ++j) {
+            int i = threadIdx.x - 128 + 256 * j;
+            hidden[j] = i >= count || !valid[from + i];
+        }
+        load_queries(qkv, positions, cosines, sines, queries, first, rows * HEADS);
+#pragma unroll
+        for (int j = 0; j < MOST_KEYS / 256; ++j) {
+            int i = threadIdx.x - 128 + 256 * j;
+            ((bf16 *)(memory + MASK))[i] = hidden[j] ? pack(NOTHING, 0.0f) & 0xffff : 0;
+            bool any = __any_sync(~0u, hidden[j]);
+            if (thread % 32 == 0) memory[HIDES + i / 32] = any;
+        }
+        set_registers_up<232>();
+        Rows sums = {{scale, scale}, {NOTHING, NOTHING}, {0.0f, 0.0f}};
         fence_async_proxy();
         cluster_wait();
-        barrier_sync(1 + group, 128);
+        barrier_sync(TURN, 256);
         float d[128];
 #pragma unroll
         for (int i = 0; i < 128; ++i) d[i] = 0.0f;
         Ring ring = {shared};
-        attend(d, p, sums, ring, queries, group, blocks);
+        barrier_wait(shared + NORMED, 0);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sums.scale[r] *= ((float *)(memory + NORMS))[group * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r];
+        attend(d, p, sums, ring, (u32)tile_k_major(queries), group, blocks);
         if (thread == 0) barrier_arrive_at(shared + READY + 8 * group, 1 - cluster_rank());
         finish(d, p, ring, sums, shared, queries, group, &out, first);
     }

@@ -21,8 +21,8 @@ template <int KEYS> DEVICE bool hidden_keys(u32 flags, int block) {
     return any != 0;
 }
 
-// Logits s to probabilities; the sums so far shrink by `shrink`. `hides`: whether any of the keys is masked at all.
-template <int N> DEVICE void softmax(float (&s)[N], Rows &rows, float (&shrink)[2], bool hides, u32 mask) {
+// Logits s to probabilities p, as wgmma wants its left operand; the sums so far shrink by `shrink`. `hides`: whether any of the keys is masked at all.
+template <int N> DEVICE void softmax(float (&s)[N], u32 (&p)[N / 2], Rows &rows, float (&shrink)[2], bool hides, u32 mask) {
     if (hides) {
 #pragma unroll
         for (int j = 0; j < N / 4; ++j) {
@@ -45,8 +45,9 @@ template <int N> DEVICE void softmax(float (&s)[N], Rows &rows, float (&shrink)[
         less[r] = rows.exponent(r, 0.0f);
     }
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        s[i] = exp2_fast(s[i] * rows.scale[i / 2 % 2] - less[i / 2 % 2]);
-        rows.total[i / 2 % 2] += s[i];
+    for (int i = 0; i < N / 2; ++i) {
+        float x = exp2_fast(s[2 * i] * rows.scale[i % 2] - less[i % 2]), y = exp2_fast(s[2 * i + 1] * rows.scale[i % 2] - less[i % 2]);
+        rows.total[i % 2] += x + y;
+        p[i] = pack(x, y);
     }
 }

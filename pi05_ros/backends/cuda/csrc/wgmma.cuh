@@ -12,6 +12,13 @@ DEVICE u64 tile_mn_major(u32 address, u32 next) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)(next >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
 }
 
+// The same from a low word, so that what lies `bytes` on in it or in the next tile is one addition away.
+DEVICE u64 tile_at(u32 low, u32 bytes) {
+    u64 descriptor;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(low + (bytes >> 4)), "r"(1024u >> 4 | 1u << 30));
+    return descriptor;
+}
+
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
