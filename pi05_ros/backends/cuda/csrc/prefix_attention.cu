@@ -80,11 +80,9 @@ template <int HALF> DEVICE void pin_half(float (&d)[128]) {
 // probabilities are p.
 DEVICE void attend(float (&d)[128], u32 (&p)[BLOCK / 4], Rows &rows, Ring &ring, u32 queries, int group, int blocks) {
     u32 mask = ring.shared + MASK + threadIdx.x % 4 * 4;
-    if (group == 1) barrier_pass(TURN, 256);  // the first warpgroup's turn
-    for (int block = 0; block < blocks; ++block) {
-        float s[BLOCK / 2], shrink[2];
-        barrier_sync(TURN + group, 256);
-        if (block > 0) multiply_values(d, p, ring);
+    float shrink[2];
+    auto probabilities = [&](int block) {
+        float s[BLOCK / 2];
         multiply_keys(s, queries, ring);
         barrier_pass(TURN + 1 - group, 256);
         wgmma_wait<1>();
@@ -93,6 +91,14 @@ DEVICE void attend(float (&d)[128], u32 (&p)[BLOCK / 4], Rows &rows, Ring &ring,
         pin(s);
         ring.release();
         softmax(s, p, rows, shrink, hidden_keys<BLOCK>(ring.shared + HIDES, block), mask + 2 * block * BLOCK);
+    };
+    if (group == 1) barrier_pass(TURN, 256);  // the first warpgroup's turn
+    barrier_sync(TURN + group, 256);
+    probabilities(0);
+    for (int block = 1; block < blocks; ++block) {
+        barrier_sync(TURN + group, 256);
+        multiply_values(d, p, ring);
+        probabilities(block);
 #pragma unroll
         for (int i = 0; i < 128; ++i) d[i] *= shrink[i >> 1 & 1];
     }
