@@ -200,6 +200,9 @@ prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__
         }
         barrier_init(shared + NORMED, 1);
         barrier_init_done();
+        prefetch_map(&keys);
+        prefetch_map(&values);
+        prefetch_map(&out);
     }
     __syncthreads();
     cluster_arrive();  // this block's barriers may be told
