@@ -7,25 +7,11 @@
 // two hold 64 queries each and take turns at the tensor cores: one's products, of the last block's values and the next
 // block's keys, run under the other's softmax. At the end each warpgroup and its like in the other block exchange halves
 // of their sums in bfloat16, under the last product. Logits, sums and softmax in float32, exponents of 2.
-// Defines: HEADS, QKV, WIDTH (prefix_rows.cuh), BLOCK (keys a turn, 64 or 128), LAST, LEFT, RIGHT, KEEP (of BLOCK: as in gate_up.cu),
-// SLOTS (of the ring), SHARED_BYTES. Launch: 384 threads, clusters of 2. At most 1024 rows.
+// Defines: HEADS, QKV, WIDTH (prefix_rows.cuh), SHARED_BYTES. Launch: 384 threads, clusters of 2. At most 1024 rows.
 #include "prefix_queries.cuh"
 #include "prefix_ring.cuh"
 #include "prefix_rows.cuh"
 #include "prefix_softmax.cuh"
-
-#define QUOTE(x) #x
-#define QUOTED(x) QUOTE(x)
-#define NUMBER(x) "%" QUOTED(x)
-#define JOINT(a, b) a##b
-#define JOIN(a, b) JOINT(a, b)
-
-// s [64, BLOCK] (+)= a [64, 16] b [BLOCK, 16]^T; both K-major in shared memory.
-DEVICE void wgmma_keys(float (&s)[BLOCK / 2], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(BLOCK) "k16.f32.bf16.bf16 {" JOIN(REGISTERS_, LAST) "}, "
-                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1, 0, 0;\n}" : JOIN(SUMS_, LAST)(s) : "l"(a), "l"(b), "r"(accumulate));
-}
 
 // Logits of 64 queries and the next block's keys; not waited for.
 DEVICE void multiply_keys(float (&s)[BLOCK / 2], u32 queries, Ring &ring) {
@@ -35,7 +21,7 @@ DEVICE void multiply_keys(float (&s)[BLOCK / 2], u32 queries, Ring &ring) {
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-            wgmma_keys(s, tile_at(queries, (2 * half + k / 4) * TILE + k % 4 * 32), tile_at(keys, k / 4 * KEY_TILE + k % 4 * 32),
+            wgmma_128(s, tile_at(queries, (2 * half + k / 4) * TILE + k % 4 * 32), tile_at(keys, k / 4 * KEY_TILE + k % 4 * 32),
                        half + k > 0);
         wgmma_commit();
     }

@@ -1,9 +1,9 @@
-// The prefix attention's shared memory, and the ring in it through which keys and values come. Defines: BLOCK (keys a turn, 64 or
-// 128), SLOTS (of the ring), SHARED_BYTES.
+// The prefix attention's shared memory, and the ring in it through which keys and values come. Defines:
+// SHARED_BYTES.
 #pragma once
 #include "hopper.cuh"
 
-constexpr int MOST_KEYS = 512;
+constexpr int BLOCK = 128, SLOTS = 5, MOST_KEYS = 512;  // BLOCK: keys a turn
 // Tiles are 64 columns wide. A slot of the ring holds half the columns of a block's keys, or half the rows of its values.
 constexpr u32 TILE = 64 * 128, KEY_TILE = BLOCK * 128, VALUE_TILE = BLOCK / 2 * 128, SLOT_BYTES = 2 * KEY_TILE;
 constexpr u32 QUERIES_BYTES = 4 * TILE, RING = 2 * QUERIES_BYTES, MASK = RING + SLOTS * SLOT_BYTES;

@@ -111,9 +111,9 @@ template <int HALF> DEVICE void wgmma_128_registers(float (&d)[128], const u32 (
                  : SUMS_15(h) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d [64, 64] (+)= a [64, 16] b [64, 16]^T; both K-major in shared memory.
-DEVICE void wgmma_64(float (&d)[32], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_7 "}, %32, %33, p, 1, 1, 0, 0;\n}"
-                 : SUMS_7(d) : "l"(a), "l"(b), "r"(accumulate));
+// d [64, 128] (+)= a [64, 16] b [128, 16]^T; both K-major in shared memory.
+DEVICE void wgmma_128(float (&d)[64], u64 a, u64 b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_15 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+                 : SUMS_15(d) : "l"(a), "l"(b), "r"(accumulate));
 }

@@ -21,7 +21,9 @@ from pi05_ros.backends.cuda.tma import TensorMap
 from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 
 MOST_ROWS = 1024  # of the Hopper kernel: a block's share of the mask is in shared memory
-BLOCK, SLOTS = 128, 5  # keys a turn of the Hopper kernel, places in its ring
+BLOCK = 128  # keys a turn of the Hopper kernel
+# Its queries, ring, mask, statistics, norms, barriers
+SHARED_BYTES = 2 * 2**15 + 5 * 2**15 + 2 * 512 + 16 + 2 * 512 + 512 + 5 * 16 + 48
 CANDIDATES = [Tiles(64, 64, warps=4, stages=3), Tiles(128, 64, warps=8, stages=2), Tiles(64, 64, warps=4, stages=2),
               Tiles(64, 64, warps=8, stages=2), Tiles(64, 32, warps=4, stages=2), Tiles(32, 32, warps=4, stages=2)]
 
@@ -71,12 +73,8 @@ def fits_hopper(rows: int, dim: int, device: torch.device) -> bool:
 
 @functools.cache
 def _kernel(heads: int, width: int, device: torch.device) -> Kernel:
-    logits = BLOCK // 2  # of a thread
-    # queries, ring, mask, statistics, norms, barriers
-    shared = 2 * 2**15 + SLOTS * 256 * BLOCK + 2 * 512 + 16 + 2 * 512 + 512 + SLOTS * 16 + 48
-    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "WIDTH": width, "BLOCK": BLOCK, "SLOTS": SLOTS,
-               "SHARED_BYTES": shared, "LAST": BLOCK // 8 - 1, "LEFT": logits, "RIGHT": logits + 1, "KEEP": logits + 2}
-    return Program("prefix_attention", defines, device).kernel("prefix_attention", shared)
+    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "WIDTH": width, "SHARED_BYTES": SHARED_BYTES}
+    return Program("prefix_attention", defines, device).kernel("prefix_attention", SHARED_BYTES)
 
 
 def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
