@@ -34,11 +34,32 @@ def test_gated_product(rows, inner, features, portable):
     x, weight, out = normal(rows, inner), normal(2 * features, inner, scale=inner**-0.5), room(rows, features)
     factors = torch.rand(rows + 256, device=DEVICE) + 0.5
     gate, up = (factors[:rows, None] * (x.float() @ weight.float().T)).chunk(2, 1)
-    gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
+    gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows],
+                  portable=portable)
     first = out.clone()
-    gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows], portable)
+    gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows],
+                  portable=portable)
     assert relative_error(out[:rows], F.gelu(gate, approximate="tanh") * up) < 4e-3
     assert torch.equal(first, out) and (out[rows:] == BEYOND).all()
+
+
+@PORTABLE
+@pytest.mark.parametrize(("rows", "inner", "features"), [(968, 2048, 16384), (560, 2048, 16384), (40, 128, 128),
+                                                         (257, 192, 384)])
+def test_gated_product_norms_its_rows(rows, inner, features, portable):
+    from pi05_ros.backends.cuda.kernels.gated_product import gated_product
+
+    x = normal(rows, inner) * normal(rows, 1).exp()
+    weight, out = normal(2 * features, inner, scale=inner**-0.5), room(rows, features)
+    counters, wanted = torch.zeros(3, device=DEVICE, dtype=torch.int32), (x.float().square().mean(1) + RMS_EPS).rsqrt()
+    gate, up = (wanted[:, None] * (x.float() @ weight.float().T)).chunk(2, 1)
+    for _ in range(3):  # the counters are as they were
+        factors = torch.zeros(rows + 256, device=DEVICE)
+        gated_product(x, factors, weight, torch.empty(rows, 2 * features, device=DEVICE, dtype=BF16), out[:rows],
+                      counters, portable)
+        assert relative_error(factors[:rows], wanted) < 1e-5 and (factors[rows:] == 0).all() and not counters.any()
+        assert relative_error(out[:rows], F.gelu(gate, approximate="tanh") * up) < 4e-3
+        assert (out[rows:] == BEYOND).all()
 
 
 @PORTABLE
@@ -67,8 +88,13 @@ def test_prefix_attention_with_masked_rows(rows, heads, portable):
     mask = valid[:rows].bool()[None, None]
     truth = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1).flatten(1)
     keys, values = (torch.full((rows + spare, dim), BEYOND, device=DEVICE, dtype=BF16) for _ in range(2))
-    prefix_attention(x, qkv, positions, cos, sin, keys, values, inverse, valid, out[:rows], heads, CANDIDATES[2],
-                     portable)
+    counters, first = torch.zeros(3, device=DEVICE, dtype=torch.int32), None
+    for _ in range(3):
+        prefix_attention(x, qkv.clone(), positions, cos, sin, keys, values, inverse, counters, valid, out[:rows], heads,
+                         CANDIDATES[2], portable)
+        assert first is None or torch.equal(out, first)
+        first = out.clone()
+    assert not counters.any()
     assert relative_error(out[:rows], truth) < 1e-2 and relative_error(keys[:rows], k[0]) < 4e-3
     assert relative_error(inverse[:rows], 1 / scale[:, 0]) < 1e-5 and (inverse[rows:] == 0).all()
     assert (out[rows:] == BEYOND).all() and (keys[rows:] == BEYOND).all() and (values[rows:] == BEYOND).all()

@@ -28,7 +28,7 @@ class Kernel:
 
     def launch(self, grid: Sequence[int], block: int, args: Sequence[Any], cluster: int = 1,
                cooperative: bool = False, dependent: bool = False) -> None:
-        """`args`: tensors (their addresses), ints and floats (32 bits), or tensor maps (`getPtr`).
+        """`args`: tensors (their addresses; None is null), ints and floats (32 bits), or tensor maps (`getPtr`).
 
         `dependent`: starts while the kernel before still runs, and itself waits for its end (griddepcontrol.wait).
         """
@@ -90,6 +90,8 @@ def _launch_config(grid: tuple[int, ...], block: int, shared_bytes: int, cluster
 def _argument(value: Any) -> tuple[Any, Any]:
     if isinstance(value, torch.Tensor):
         return value.data_ptr(), ctypes.c_void_p
+    if value is None:
+        return 0, ctypes.c_void_p
     if isinstance(value, int):
         return value, ctypes.c_int
     if isinstance(value, float):

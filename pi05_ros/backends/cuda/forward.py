@@ -14,7 +14,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.kernels import flow_step, guidance
 from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 from pi05_ros.backends.cuda.kernels.image_attention import image_attention
-from pi05_ros.backends.cuda.kernels.norm import inverse_rms, layer_norm, row_sums
+from pi05_ros.backends.cuda.kernels.norm import layer_norm, row_sums
 from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
 from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
 from pi05_ros.backends.cuda.kernels.prefix_input import fill
@@ -79,11 +79,10 @@ def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, r
             kv = torch.mm(x, layer.qkv.T)
             return rope_into_cache(x, kv, b.positions, b.cos, b.sin, keys, values, inverse, queries=False)
         torch.mm(x, layer.qkv.T, out=qkv)
-        prefix_attention(x, qkv, b.positions, b.cos, b.sin, keys, values, inverse, b.valid, attended,
-                         config.prefix.num_heads, tilings.prefix_attention)
+        prefix_attention(x, qkv, b.positions, b.cos, b.sin, keys, values, inverse, b.prefix_counters, b.valid,
+                         attended, config.prefix.num_heads, tilings.prefix_attention)
         x.addmm_(attended, layer.out.T)
-        inverse_rms(x, out=inverse)
-        gated_product(x, inverse, layer.gate_up, gate_up, hidden)
+        gated_product(x, inverse, layer.gate_up, gate_up, hidden, b.prefix_counters)
         x.addmm_(hidden, layer.down.T)
 
 

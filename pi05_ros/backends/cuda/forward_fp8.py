@@ -53,8 +53,8 @@ def prefix(w: Fp8PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config
         qkv = product(norm(x, delta, layer.qkv, normed), layer.qkv)
         if layer.out is None or layer.gate_up is None or layer.down is None:  # the last layer: nobody reads more
             return rope_into_cache(None, qkv, b.positions, b.cos, b.sin, keys, values, ones, queries=False)
-        prefix_attention(None, qkv, b.positions, b.cos, b.sin, keys, values, ones, b.valid, attended,
-                         config.prefix.num_heads, tilings.prefix_attention)
+        prefix_attention(None, qkv, b.positions, b.cos, b.sin, keys, values, ones, b.prefix_counters, b.valid,
+                         attended, config.prefix.num_heads, tilings.prefix_attention)
         delta = product(rounded(attended, layer.out), layer.out)
         low = norm(x, delta, layer.gate_up, normed)
         delta = product(gated(low, ones, layer.gate_up, b.prefix_gate_up[:rows], b.prefix_hidden[:rows]), layer.down)

@@ -87,6 +87,7 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "prefix_x": ((rows, p.width), bf16),
         "prefix_normed": ((rows, p.width), bf16),  # where layers are in FP8 (forward_fp8.py)
         "prefix_inverse_rms": ((rows + 256,), f32),  # beyond the rows, too: the gated product reads whole tiles
+        "prefix_counters": ((3,), i32),  # of rows that blocks norm together (csrc/shared_rows.cuh)
         "prefix_qkv": ((rows, qkv), bf16),
         "prefix_attended": ((rows, p.num_heads * p.head_dim), bf16),
         "prefix_gate_up": ((rows, 2 * p.mlp_dim), bf16),

@@ -120,7 +120,7 @@ def _prefix_work(b: Buffers, config: Pi05Config) -> dict[str, Callable[[Tiles], 
     def attention(tiles: Tiles) -> None:
         for keys, values in zip(b.prefix_keys[:-1], b.prefix_values[:-1], strict=True):
             prefix_attention.prefix_attention(b.prefix_x, b.prefix_qkv, b.positions, b.cos, b.sin, keys, values,
-                                              b.prefix_inverse_rms, b.valid, b.prefix_attended,
+                                              b.prefix_inverse_rms, b.prefix_counters, b.valid, b.prefix_attended,
                                               config.prefix.num_heads, tiles, portable=True)
 
     return {"prefix_attention": attention}

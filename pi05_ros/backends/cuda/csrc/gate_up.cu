@@ -1,6 +1,7 @@
 // The prefix's gate|up product with the gated linear unit as its epilogue, for Hopper:
 // out [rows, F] = gelu_tanh(f x gate^T) * (f x up^T), x [rows, K], weight [2F, K] = gate over up, all bfloat16; f is a
-// factor a row in float32 (the norm of x), of which there are as many as the tiles have rows.
+// factor a row in float32 (the norm of x), of which there are as many as the tiles have rows: given, or computed here by a
+// warp of each block while the first tiles are under way (shared_rows.cuh).
 //
 // Weights are the left operand and rows of x the right one, because wgmma's right side may be any multiple of 8: tiles of
 // 64 features (128 weight rows) and ROWS rows waste little at any length. The weights' tensor map puts 8 rows of gate and
@@ -11,12 +12,13 @@
 // Defines: F (a multiple of 128), K (of 64), ROWS (of 8, at most 256), STAGES, SHARED_BYTES, and for the assembly of
 // wgmma: LAST = ROWS / 8 - 1 (its lists), LEFT = ROWS / 2, RIGHT and KEEP the next two (the operands behind them).
 // Launch: 384 threads, clusters of 2.
+#include "shared_rows.cuh"
 #include "wgmma.cuh"
 
 constexpr int LAG = 1, STEP = 64, FEATURES = 64, HALF = (ROWS + 15) / 16 * 8;  // HALF: rows of x a block loads
 constexpr u32 W_BYTES = 128 * 128, X_BYTES = 2 * HALF * 128, STAGE_BYTES = W_BYTES + X_BYTES;
-constexpr u32 OUT = STAGES * STAGE_BYTES, OUT_BYTES = ROWS * 64, BARRIERS = OUT + 2 * OUT_BYTES;
-static_assert(SHARED_BYTES == BARRIERS + 16 * STAGES, "shared memory");
+constexpr u32 OUT = STAGES * STAGE_BYTES, OUT_BYTES = ROWS * 64, BARRIERS = OUT + 2 * OUT_BYTES, NORMED = BARRIERS + 16 * STAGES;
+static_assert(SHARED_BYTES == NORMED + 16, "shared memory");
 constexpr int STEPS = K / STEP, PAIRS = F / FEATURES / 2;
 
 #define QUOTE(x) #x
@@ -50,6 +52,13 @@ DEVICE void load_tiles(const TensorMap *x, const TensorMap *weight, u32 shared, 
         barrier_wait(empty + 8 * stage, phase);
         if (++stage == STAGES) stage = 0, phase ^= 1;
     }
+}
+
+// Two factors; not before what `from` was said to wait for, but with others under way.
+DEVICE float2 load_factors(const float2 *from) {
+    float2 f;
+    asm("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(f.x), "=f"(f.y) : "l"(from));
+    return f;
 }
 
 // gelu_tanh(g) * u = g u / (1 + 2^-t) for two, with one reciprocal; as a pair of bfloat16.
@@ -95,10 +104,12 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
         pin(d);
         if (thread == 0) tma_store_wait_read();  // the staging tile has been sent
         const float2 *factor = (const float2 *)(factors + tile % row_tiles * ROWS) + thread % 4;
+        barrier_wait(shared + NORMED, 0);
         barrier_sync(2 + group, 128);
+        asm volatile("" : "+l"(factor)::"memory");
 #pragma unroll
         for (int i = 0; i < ROWS / 8; ++i) {
-            float2 f = __ldg(factor + 4 * i);
+            float2 f = load_factors(factor + 4 * i);
             stmatrix_transposed(to + i * 512, gated(d[4 * i] * f.x, d[4 * i + 1] * f.y, d[4 * i + 2] * f.x, d[4 * i + 3] * f.y));
         }
         fence_async_proxy();
@@ -114,7 +125,7 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,
-        const __grid_constant__ TensorMap out, const float *factors, int rows) {
+        const __grid_constant__ TensorMap out, const bf16 *to_norm, float *factors, int *counters, int norm, int rows) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
     int rank = cluster_rank(), group = warpgroup(), row_tiles = (rows + ROWS - 1) / ROWS;
@@ -123,6 +134,7 @@ gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
             barrier_init(shared + BARRIERS + 8 * i, 1);
             barrier_init(shared + BARRIERS + 8 * (STAGES + i), 4);  // two warpgroups of two blocks
         }
+        barrier_init(shared + NORMED, 1);
         barrier_init_done();
         prefetch_map(&x);
         prefetch_map(&weight);
@@ -132,6 +144,10 @@ gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
     if (group == 0) {
         set_registers_down<40>();
         if (threadIdx.x == 0) load_tiles(&x, &weight, shared, row_tiles, rank);
+        if (threadIdx.x / 32 == 1) {
+            if (norm) norm_shared_rows<K>(to_norm, factors, counters, rows);
+            if (threadIdx.x == 32) barrier_arrive(shared + NORMED);
+        }
     } else {
         set_registers_up<232>();
         multiply(&out, factors, shared, row_tiles, rank, group - 1);

@@ -12,6 +12,13 @@ DEVICE u64 tile_mn_major(u32 address, u32 next) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)(next >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
 }
 
+// The same from a low word, so that what lies `bytes` on in it or in the next tile is one addition away.
+DEVICE u64 tile_at(u32 low, u32 bytes) {
+    u64 descriptor;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(low + (bytes >> 4)), "r"(1024u >> 4 | 1u << 30));
+    return descriptor;
+}
+
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
@@ -96,9 +103,17 @@ DEVICE void wgmma_256_registers(float (&d)[128], const u32 (&a)[4], u64 b) {
                  : SUMS_31(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d [64, 64] (+)= a [64, 16] b [64, 16]^T; both K-major in shared memory.
-DEVICE void wgmma_64(float (&d)[32], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_7 "}, %32, %33, p, 1, 1, 0, 0;\n}"
-                 : SUMS_7(d) : "l"(a), "l"(b), "r"(accumulate));
+// The same for 128 columns of d, from register 64 HALF on.
+template <int HALF> DEVICE void wgmma_128_registers(float (&d)[128], const u32 (&a)[4], u64 b) {
+    float *h = d + 64 * HALF;
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_15
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : SUMS_15(h) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// d [64, 128] (+)= a [64, 16] b [128, 16]^T; both K-major in shared memory.
+DEVICE void wgmma_128(float (&d)[64], u64 a, u64 b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_15 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+                 : SUMS_15(d) : "l"(a), "l"(b), "r"(accumulate));
 }

@@ -2,8 +2,8 @@
 
 All query heads share one key and value head, so the queries of all heads are one matrix [rows * heads, D] against keys
 and values [rows, D]: online softmax over blocks of keys, logits and sums in float32. On Hopper
-csrc/prefix_attention.cu, which norms and rotates the queries itself; elsewhere the Triton kernel here. Floor at 968
-rows: 7.7 GFLOP a layer, 10 us. Checked against torch's scaled_dot_product_attention in float32, with masked rows.
+csrc/prefix_attention.cu, which norms and rotates itself; elsewhere `rope_into_cache` and the Triton kernel here. Floor
+at 968 rows: 7.7 GFLOP a layer, 10 us. Checked against torch's scaled_dot_product_attention in float32, masked rows too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pi05_ros.backends.cuda.tma import TensorMap
 from pi05_ros.backends.cuda.tuning import Gpu, SharedBytes, Tiles
 
 MOST_ROWS = 1024  # of the Hopper kernel: a block's share of the mask is in shared memory
-SHARED_BYTES = 2 * 2**15 + 5 * 2**15 + 2 * 512 + 5 * 16 + 16  # queries, ring, mask, barriers
+BLOCK = 128  # keys a turn of the Hopper kernel
+# Its queries, ring, mask, statistics, norms, barriers
+SHARED_BYTES = 2 * 2**15 + 5 * 2**15 + 2 * 512 + 16 + 2 * 512 + 512 + 5 * 16 + 48
 CANDIDATES = [Tiles(64, 64, warps=4, stages=3), Tiles(128, 64, warps=8, stages=2), Tiles(64, 64, warps=4, stages=2),
               Tiles(64, 64, warps=8, stages=2), Tiles(64, 32, warps=4, stages=2), Tiles(32, 32, warps=4, stages=2)]
 
@@ -70,26 +72,27 @@ def fits_hopper(rows: int, dim: int, device: torch.device) -> bool:
 
 
 @functools.cache
-def _kernel(heads: int, device: torch.device) -> Kernel:
-    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "SHARED_BYTES": SHARED_BYTES}
+def _kernel(heads: int, width: int, device: torch.device) -> Kernel:
+    defines = {"HEADS": heads, "QKV": (heads + 2) * 256, "WIDTH": width, "SHARED_BYTES": SHARED_BYTES}
     return Program("prefix_attention", defines, device).kernel("prefix_attention", SHARED_BYTES)
 
 
 def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
-                     values: Tensor, inverse: Tensor, valid: Tensor, out: Tensor, heads: int, tiles: Tiles,
-                     portable: bool = False) -> None:
+                     values: Tensor, inverse: Tensor, counters: Tensor, valid: Tensor, out: Tensor, heads: int,
+                     tiles: Tiles, portable: bool = False) -> None:
     """x [rows, W] and its qkv [rows, (heads + 2) * D] before norm and RoPE (x None: of normed rows); inverse [>= rows]
-    becomes 1 / rms(x), or 1; keys, values [>= rows, D] take this layer's; valid [rows]; out [rows, heads * D]. `tiles`:
-    of the portable kernel; `portable`: that one, even on Hopper."""
+    becomes 1 / rms(x), or 1; counters int32 [3]: zeros, and left so; keys, values [>= rows, D] take this layer's;
+    valid [rows]; out [rows, heads * D]. `tiles`: of the portable kernel; `portable`: that one, even on Hopper."""
     rows, dim = qkv.shape[0], keys.shape[-1]
     scale = dim**-0.5 * 1.4426950408889634  # exp2 instead of exp
-    hopper = not portable and fits_hopper(rows, dim, qkv.device)
-    rope_into_cache(x, qkv, positions, cos, sin, keys, values, inverse, queries=not hopper)
-    if not hopper:
+    if portable or not fits_hopper(rows, dim, qkv.device):
+        rope_into_cache(x, qkv, positions, cos, sin, keys, values, inverse, queries=True)
         _attention[(triton.cdiv(rows * heads, tiles.rows),)](
             qkv, keys, values, valid, out, rows, scale, heads, qkv.shape[1], dim, tiles.rows, tiles.columns,
             num_warps=tiles.warps, num_stages=tiles.stages)
         return
-    maps = tuple(TensorMap(t, (64, 64)) for t in (keys[:rows], values[:rows], out.view(-1, dim)))
-    _kernel(heads, qkv.device).launch((2 * triton.cdiv(rows * heads, 128),), 384,
-                                      (*maps, qkv, inverse, valid, positions, cos, sin, rows, scale), cluster=2)
+    boxes = ((keys[:rows], BLOCK), (values[:rows], BLOCK // 2), (out.view(-1, dim), 64))
+    maps = tuple(TensorMap(tensor, (high, 64)) for tensor, high in boxes)
+    kernel = _kernel(heads, 8 if x is None else x.shape[1], qkv.device)
+    kernel.launch((2 * triton.cdiv(rows * heads, 128),), 384,
+                  (*maps, x, qkv, positions, cos, sin, keys, values, inverse, counters, valid, rows, scale), cluster=2)
