@@ -23,8 +23,8 @@ Norm = tuple[Tensor, Tensor | None]  # float32 [in]: what is multiplied with, wh
 
 @dataclass(frozen=True)
 class Fp8Linear:
-    """weight e4m3 [out, in]. input_scale float32 [1]. scale float32 [1, 1], or [1, out] of merged layers: the weight's
-    times the input's. bias bfloat16 [out] or None. norm: of the norm before it, None where there is none."""
+    """weight e4m3 [out, in]. input_scale float32 [1]. scale float32 [1, 1], or [1, out] of merged layers that do not
+    share one: the weight's times the input's. bias bfloat16 [out] or None. norm: of the norm before it, None where there is none."""
 
     weight: Tensor
     input_scale: Tensor
@@ -130,12 +130,14 @@ def projector(take: Take) -> Affine:
 
 
 def fp8_linear(take: Take, names: Sequence[str], norm: Norm | None = None, biased: bool = False) -> Fp8Linear:
-    """Layers `names`, which see the same input, as one."""
+    """Layers `names`, which see the same input, as one. With one scale the library's product is faster (11.5 us, not
+    17, of the prefix's q, k and v at 968 rows)."""
     parts = [stored(take, name) for name in names]
     input_scale = common_input_scale(take, names)
     scales = [scale * input_scale for _, scale in parts]
-    merged = scales[0] if len(names) == 1 else torch.cat([scale.expand(len(weight)) for scale, (weight, _) in
-                                                          zip(scales, parts, strict=True)])
+    shared = all(scale.is_meta or torch.equal(scale, scales[0]) for scale in scales)
+    merged = scales[0] if shared else torch.cat([scale.expand(len(weight)) for scale, (weight, _) in
+                                                 zip(scales, parts, strict=True)])
     bias = torch.cat([take(f"{name}.bias") for name in names]).bfloat16() if biased else None
     return Fp8Linear(torch.cat([weight for weight, _ in parts]), input_scale, merged[None], bias, norm)
 
