@@ -94,7 +94,7 @@ def compile_forward(gpu, choice):
 def compile_fp8_forward(gpu, choice):
     """The same of vision and prefix in FP8, whose products are the library's."""
     source = fp8_models.MetaSource(MetaSource.config, "fp8")
-    runs = quantised.how_layers_run(source.quantisation, source.config, ["vision", "prefix"])
+    runs = quantised.how_layers_run(source.quantisation, source.config, ["vision", "prefix"], (8, 9))
     w = packing.pack(source, META, ["vision", "prefix"], low=list(runs))
     b, config, scaled_mm = shapes.allocate(source.config, META), source.config, torch._scaled_mm
     torch._scaled_mm = lambda a, b, out=None, **_: a.new_empty(len(a), b.shape[1], dtype=torch.bfloat16)

@@ -24,9 +24,10 @@ def build(stages: Sequence[str], source: WeightSource, device: torch.device, dty
     """Raises BackendError where the device, the precision, the model, a library or the memory is not fit for it."""
     config, wanted = source.config, list(stages)
     checks.check_request(config, wanted, device, dtype)
-    check_quantisation(source.quantisation, config, wanted, torch.cuda.get_device_capability(device))
+    capability = torch.cuda.get_device_capability(device)
+    check_quantisation(source.quantisation, config, wanted, capability)
     checks.check_libraries()
-    runs = how_layers_run(source.quantisation, config, wanted)
+    runs = how_layers_run(source.quantisation, config, wanted, capability)
     host_embedding = checks.check_memory(config, wanted, device, runs)
     from pi05_ros.backends.cuda.stages import CudaStages
     from pi05_ros.backends.cuda.tilings import tilings_for

@@ -34,8 +34,11 @@ class Tiling:
 
 
 def fits_hopper(width: int, hidden: int, device: torch.device) -> bool:
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return hopper and width % 64 == 0 and hidden % 8 == 0 and min(width, hidden) >= 256
+    return device.type == "cuda" and fits(width, hidden, torch.cuda.get_device_capability(device))
+
+
+def fits(width: int, hidden: int, capability: tuple[int, int]) -> bool:
+    return capability == (9, 0) and width % 64 == 0 and hidden % 8 == 0 and min(width, hidden) >= 256
 
 
 def tiling(rows: int, features: int, inner: int, residual: bool, processors: int) -> Tiling:
