@@ -24,7 +24,8 @@ Norm = tuple[Tensor, Tensor | None]  # float32 [in]: what is multiplied with, wh
 @dataclass(frozen=True)
 class Fp8Linear:
     """weight e4m3 [out, in]. input_scale float32 [1]. scale float32 [1, 1], or [1, out] of merged layers that do not
-    share one: the weight's times the input's. bias bfloat16 [out] or None. norm: of the norm before it, None where there is none."""
+    share one: the weight's times the input's. bias bfloat16 [out] or None. norm: of the norm before it, None where
+    there is none."""
 
     weight: Tensor
     input_scale: Tensor
