@@ -144,7 +144,7 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_p
     prefix = partial(packing_fp8.pack_prefix, low=low) if packing_fp8.has_prefix(low) else pack_prefix
     return Packed(vision=vision(take, config) if "vision" in stages else None,
                   prefix=prefix(take, config, pack_embedding(take, host_embedding)) if "prefix" in stages else None,
-                  expert=pack_expert(take, config, device, clusters) if "expert" in stages else None)
+                  expert=pack_expert(take, config, device, clusters, low) if "expert" in stages else None)
 
 
 def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
@@ -206,19 +206,26 @@ def pack_prefix(take: Take, config: Pi05Config, embedding: Tensor) -> PrefixWeig
     return PrefixWeights(embedding, layers)
 
 
-def pack_expert(take: Take, config: Pi05Config, device: torch.device, clusters: int) -> ExpertWeights:
-    at = "action_expert."
+def pack_expert(take: Take, config: Pi05Config, device: torch.device, clusters: int,
+                low: Collection[str] = ()) -> ExpertWeights:
+    from pi05_ros.backends.cuda import packing_fp8
+
+    at, in_fp8 = "action_expert.", packing_fp8.has_expert(low)
     norms = [f"{at}layers.{i}.{norm}" for i in range(config.expert.depth)
              for norm in ("input_layernorm", "post_attention_layernorm")] + [at + "norm"]
     dense, dense_b = ([take(f"{norm}.dense.{kind}") for norm in norms] for kind in ("weight", "bias"))
-    layers: list[GemmaLayerWeights] | PackedLayers = (
-        PackedLayers(config.expert.depth, clusters, device) if clusters else [])
-    for i in range(config.expert.depth):
-        layers.append(_gemma_layer(take, f"{at}layers.{i}.", folded=False))
     heads = [take(f"{name}.{kind}").float().contiguous()
              for name in ("time_mlp_in", "time_mlp_out", "action_in_proj", "action_out_proj")
              for kind in ("weight", "bias")]
-    return ExpertWeights(layers, dense, dense_b, *heads)
+    each = [f"{at}layers.{i}." for i in range(config.expert.depth)]
+    if not clusters:
+        layers = [_gemma_layer(take, one, folded=False) for one in each]
+        return ExpertWeights(layers, dense, dense_b, *heads)
+    packed = PackedLayers(len(each), clusters, device, in_fp8)
+    for one in each:
+        packed.append(packing_fp8.expert_layer(take, one) if in_fp8 else _gemma_layer(take, one, folded=False))
+    packed.enter_by(*heads[4:6])
+    return ExpertWeights(packed, dense, dense_b, *heads)
 
 
 def _gemma_layer(take: Take, at: str, folded: bool, only_kv: bool = False) -> GemmaLayerWeights:

@@ -17,7 +17,7 @@ from pi05_ros.errors import CheckpointError
 from pi05_ros.model.low_precision import FP8
 from pi05_ros.model.quant_config import WAY_OUT
 
-PREFIX, VISION = "language_model.layers.", "vision_tower.encoder.layers."
+PREFIX, VISION, EXPERT = "language_model.layers.", "vision_tower.encoder.layers.", "action_expert.layers."
 Norm = tuple[Tensor, Tensor | None]  # float32 [in]: what is multiplied with, what is added
 
 
@@ -80,6 +80,23 @@ class Fp8VisionWeights:
     projector: Affine
 
 
+@dataclass(frozen=True)
+class Fp8ExpertLayer:
+    """For the persistent kernel: `out` bfloat16, the others e4m3, merged as in GemmaLayerWeights. scales float32 [7]:
+    of the weights q, k, v, gate, up; 1 / input_scale of `down`; what its product is multiplied with. What adaRMS gives
+    has a scale a token, which the kernel finds: the recipe's is of what the shift was added to, there a bias."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    scales: Tensor
+
+
+def has_expert(low: Collection[str]) -> bool:
+    return any(name.startswith(EXPERT) for name in low)
+
+
 def has_prefix(low: Collection[str]) -> bool:
     return any(name.startswith(PREFIX) for name in low)
 
@@ -128,6 +145,17 @@ def pack_vision(take: Take, config: Pi05Config) -> Fp8VisionWeights:
 def projector(take: Take) -> Affine:
     (scale, shift), (weight, bias) = (take_pair(take, name) for name in ("vision_tower.post_layernorm", "projector"))
     return affine(weight.float() * scale.float(), bias.float() + weight.float() @ shift.float())
+
+
+def expert_layer(take: Take, at: str) -> Fp8ExpertLayer:
+    attention, gated = ([f"{at}{name}_proj" for name in names] for names in (
+        ("self_attn.q", "self_attn.k", "self_attn.v"), ("mlp.gate", "mlp.up")))
+    parts = [stored(take, name) for name in attention + gated]
+    down = fp8_linear(take, [at + "mlp.down_proj"])
+    weights = [weight for weight, _ in parts]
+    scales = torch.cat([*(scale for _, scale in parts), 1 / down.input_scale, down.scale[0]])
+    return Fp8ExpertLayer(torch.cat(weights[:3]), take(f"{at}self_attn.o_proj.weight").bfloat16(),
+                          torch.cat(weights[3:]), down.weight, scales)
 
 
 def fp8_linear(take: Take, names: Sequence[str], norm: Norm | None = None, biased: bool = False) -> Fp8Linear:

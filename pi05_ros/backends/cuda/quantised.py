@@ -1,10 +1,10 @@
 """Which layers of a quantised checkpoint the CUDA backend multiplies in FP8, and how the others get to their kernels.
 
 FP8 products: the prefix's MLPs (gate, up and down together), its attention's projections, the vision tower (all of it
-together, but not on Hopper, where the bfloat16 products with norm and residual inside are faster: 1.5 ms, in FP8 1.9).
-Any other FP8 layer, the action expert's above all, is multiplied in bfloat16: its weights are the FP8 values, its
-inputs are not rounded. Nothing does so silently: `how_layers_run` says it of every layer, and so does
-`StageSet.runs`.
+together, but not on Hopper, where the bfloat16 products with norm and residual inside are faster: 1.5 ms, in FP8 1.9),
+the action expert's q, k, v, gate, up and down (all layers together, where it is one kernel). Any other FP8 layer, as
+the expert's `o_proj`, is multiplied in bfloat16: its weights are the FP8 values, its inputs are not rounded. Nothing
+does so silently: `how_layers_run` says it of every layer, and so does `StageSet.runs`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,23 @@ IN_FP8, IN_BF16 = "FP8", "bfloat16, weights from FP8"  # of `StageSet.runs`
 Capability = tuple[int, int]
 
 
-def groups_of(config: Pi05Config, capability: Capability) -> list[list[str]]:
+def expert_layers(config: Pi05Config) -> list[str]:
+    """Those that the persistent kernel multiplies in FP8."""
+    return [f"action_expert.layers.{i}.{name}_proj" for i in range(config.expert.depth) for name in
+            ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up", "mlp.down")]
+
+
+def expert_in_fp8(quantisation: Quantisation | None, config: Pi05Config) -> bool:
+    """Whether the persistent kernel, if it is there, takes its layers in FP8."""
+    return quantisation is not None and all(fits(quantisation, name) for name in expert_layers(config))
+
+
+def fits(quantisation: Quantisation, name: str) -> bool:
+    layer = quantisation.layers.get(name)
+    return layer is not None and layer.precision == "fp8" and all(size % TILE == 0 for size in layer.shape)
+
+
+def groups_of(config: Pi05Config, capability: Capability, one_kernel: bool) -> list[list[str]]:
     """Layers that are in FP8 together or not at all, as one product, or one kernel after another, takes them."""
     prefix, vision = "language_model.layers.", "vision_tower.encoder.layers."
     last = config.prefix.depth - 1
@@ -34,6 +50,8 @@ def groups_of(config: Pi05Config, capability: Capability) -> list[list[str]]:
     groups += [[f"{prefix}{i}.self_attn.{name}_proj" for name in "qkv"] for i in range(last)]
     groups += [[f"{prefix}{i}.self_attn.o_proj"] for i in range(last)]
     groups.append([f"{prefix}{last}.self_attn.{name}_proj" for name in "kv"])
+    if one_kernel:
+        groups.append(expert_layers(config))
     if vision_product.fits(config.vision.width, config.vision.mlp_dim, capability):
         return groups
     groups.append([f"{vision}{i}.{name}" for i in range(config.vision.depth) for name in
@@ -42,9 +60,9 @@ def groups_of(config: Pi05Config, capability: Capability) -> list[list[str]]:
 
 
 def how_layers_run(quantisation: Quantisation | None, config: Pi05Config, stages: list[str],
-                   capability: Capability) -> dict[str, str]:
+                   capability: Capability, one_kernel: bool = False) -> dict[str, str]:
     """Layer -> IN_FP8 or IN_BF16, of the quantised layers that `stages` read on a GPU of this compute capability; the
-    last prefix layer's unread ones are not among them."""
+    last prefix layer's unread ones are not among them. `one_kernel`: the expert is the persistent one."""
     if quantisation is None:
         return {}
     layers = quantisation.layers
@@ -53,11 +71,8 @@ def how_layers_run(quantisation: Quantisation | None, config: Pi05Config, stages
     read = [name for name in layers if name.startswith(mine) and
             (not name.startswith(unread) or name.endswith(("k_proj", "v_proj")))] if mine else []
 
-    def fits(name: str) -> bool:
-        layer = layers.get(name)
-        return layer is not None and layer.precision == "fp8" and all(size % TILE == 0 for size in layer.shape)
-
-    together = {name for group in groups_of(config, capability) if all(map(fits, group)) for name in group}
+    together = {name for group in groups_of(config, capability, one_kernel)
+                if all(fits(quantisation, name) for name in group) for name in group}
     return {name: IN_FP8 if name in together else IN_BF16 for name in read}
 
 
