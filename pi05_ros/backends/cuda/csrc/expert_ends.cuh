@@ -14,8 +14,8 @@ __device__ __forceinline__ float squared(float4 x) {
     return warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w) + EPS * WIDTH / CLUSTERS;
 }
 // FP8 keeps its precision over 14 powers of two, so a token's last rms will do as its scale, before anyone knows the new
-// one: half of it is 1, so that it may grow 100-fold. The same in every cluster; rms(unit x) takes it out again.
-constexpr float ROOM = 0.5f, MOST_UNIT = 1e6f;
+// one: it becomes 1/8, and what is 3600 times as large is saturated. The same in every cluster; rms(unit x) takes it out.
+constexpr float ROOM = 0.125f, MOST_UNIT = 1e6f;
 __device__ __forceinline__ void renew_unit(Residual& x, const float* factors) {
     if (LOW) x.unit = fminf(x.unit * factors[x.token] * ROOM, MOST_UNIT);
 }
