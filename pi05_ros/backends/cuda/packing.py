@@ -29,7 +29,7 @@ from pi05_ros.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8VisionWeights
+    from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8ProductVision, Fp8VisionWeights
 
 ONE = torch.Size([1])
 Take = Callable[[str], Tensor]  # our parameter name to the tensor on the device, in the source's dtype
@@ -45,6 +45,8 @@ class Affine:
     bias: Tensor
     table: Tensor
     scale: Tensor
+    factor: float = 1.0  # of FP8 (packing_fp8.Fp8Affine)
+    over: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class ExpertWeights:
 class Packed:
     """Only the stages asked for."""
 
-    vision: VisionWeights | Fp8VisionWeights | None
+    vision: VisionWeights | Fp8VisionWeights | Fp8ProductVision | None
     prefix: PrefixWeights | Fp8PrefixWeights | None
     expert: ExpertWeights | None
 
@@ -140,7 +142,8 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_p
             on_progress(done, total)
         return tensor.to(device)
 
-    vision = packing_fp8.pack_vision if packing_fp8.has_vision(low) else pack_vision
+    vision = (packing_fp8.pack_vision_products if packing_fp8.has_vision_products(low) else
+              packing_fp8.pack_vision if packing_fp8.has_vision(low) else pack_vision)
     prefix = partial(packing_fp8.pack_prefix, low=low) if packing_fp8.has_prefix(low) else pack_prefix
     return Packed(vision=vision(take, config) if "vision" in stages else None,
                   prefix=prefix(take, config, pack_embedding(take, host_embedding)) if "prefix" in stages else None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pi05_ros.model.low_precision import FP8
 from pi05_ros.model.quant_config import WAY_OUT
 
 PREFIX, VISION, EXPERT = "language_model.layers.", "vision_tower.encoder.layers.", "action_expert.layers."
+Pair = tuple[Tensor, Tensor]  # a weight and what is added
 Norm = tuple[Tensor, Tensor | None]  # float32 [in]: what is multiplied with, what is added
 
 
@@ -93,6 +95,39 @@ class Fp8ExpertLayer:
     scales: Tensor
 
 
+@dataclass(frozen=True)
+class Fp8Affine:
+    """For csrc/product.cu. weight e4m3 [F, K]; table, scale as in packing.Affine, of the weight it stands for. factor:
+    what the product is multiplied by, the weight's scale, and the input's where that is static. over: 1 / input scale
+    of the layer that reads the result, if it does so in FP8."""
+
+    weight: Tensor
+    table: Tensor
+    scale: Tensor
+    factor: float
+    over: float = 1.0
+
+
+@dataclass(frozen=True)
+class Fp8ProductLayer:
+    """fc2's rows are padded to whole cache lines."""
+
+    qkv: Fp8Affine
+    out: Affine
+    fc1: Fp8Affine
+    fc2: Fp8Affine
+
+
+@dataclass(frozen=True)
+class Fp8ProductVision:
+    """The vision tower where products norm what they read; patch, position, projector as in packing.VisionWeights."""
+
+    patch: Tensor
+    position: Tensor
+    layers: list[Fp8ProductLayer]
+    projector: Affine
+
+
 def has_expert(low: Collection[str]) -> bool:
     return any(name.startswith(EXPERT) for name in low)
 
@@ -103,6 +138,11 @@ def has_prefix(low: Collection[str]) -> bool:
 
 def has_vision(low: Collection[str]) -> bool:
     return any(name.startswith(VISION) for name in low)
+
+
+def has_vision_products(low: Collection[str]) -> bool:
+    """The attention's last projection is in bfloat16 there (quantised.py)."""
+    return has_vision(low) and f"{VISION}0.self_attn.out_proj" not in low
 
 
 def pack_prefix(take: Take, config: Pi05Config, embedding: Tensor, low: Collection[str]) -> Fp8PrefixWeights:
@@ -145,6 +185,33 @@ def pack_vision(take: Take, config: Pi05Config) -> Fp8VisionWeights:
 def projector(take: Take) -> Affine:
     (scale, shift), (weight, bias) = (take_pair(take, name) for name in ("vision_tower.post_layernorm", "projector"))
     return affine(weight.float() * scale.float(), bias.float() + weight.float() @ shift.float())
+
+
+def pack_vision_products(take: Take, config: Pi05Config) -> Fp8ProductVision:
+    depth, pair = config.vision.depth, partial(take_pair, take)
+    norms = [pair(f"{VISION}{i}.layer_norm1") for i in range(depth)] + [pair("vision_tower.post_layernorm")]
+
+    def product(names: list[str], norm: Pair | None, after: Tensor | None = None, over: float = 1.0) -> Fp8Affine:
+        low = fp8_linear(take, names, biased=True)
+        assert low.bias is not None
+        scale = low.scale / low.input_scale  # the weight's
+        plain = affine(low.weight.float() * scale, low.bias, norm, after)
+        width = low.weight.shape[1]
+        room = torch.zeros(len(low.weight), -(-width // 128) * 128, dtype=FP8, device=low.weight.device)
+        room[:, :width] = low.weight
+        factor = low.scale if norm is None else scale
+        return Fp8Affine(room[:, :width], plain.table, plain.scale, float(factor), over)
+
+    def layer(i: int) -> Fp8ProductLayer:
+        at = f"{VISION}{i}."
+        norm2, over = pair(at + "layer_norm2"), 1 / float(checked_scale(take, f"{at}mlp.fc2.input_scale"))
+        return Fp8ProductLayer(product([f"{at}self_attn.{name}_proj" for name in "qkv"], norms[i]),
+                               affine(*pair(at + "self_attn.out_proj"), after=norm2[0]),
+                               product([at + "mlp.fc1"], norm2, over=over),
+                               product([at + "mlp.fc2"], None, norms[i + 1][0]))
+
+    patch, position = patch_embedding(take)
+    return Fp8ProductVision(patch, position, [layer(i) for i in range(depth)], affine(*pair("projector"), norms[-1]))
 
 
 def expert_layer(take: Take, at: str) -> Fp8ExpertLayer:

@@ -1,9 +1,9 @@
 """Which layers of a quantised checkpoint the CUDA backend multiplies in FP8, and how the others get to their kernels.
 
 FP8 products: the prefix's MLPs (gate, up and down together), its attention's projections, the vision tower (all of it
-together, but not on Hopper, where the bfloat16 products with norm and residual inside are faster: 1.5 ms, in FP8 1.9),
-the action expert's q, k, v, gate, up and down (all layers together, where it is one kernel). Any other FP8 layer, as
-the expert's `o_proj`, is multiplied in bfloat16: its weights are the FP8 values, its inputs are not rounded. Nothing
+together; on Hopper, where products have norm and residual inside, but for `out_proj`), the action expert's q, k, v,
+gate, up and down (all layers together, where it is one kernel). Any other FP8 layer, as the expert's `o_proj`, is
+multiplied in bfloat16: its weights are the FP8 values, its inputs are not rounded. Nothing
 does so silently: `how_layers_run` says it of every layer, and so does `StageSet.runs`.
 """
 
@@ -22,6 +22,7 @@ from pi05_ros.model.quant_config import Quantisation
 from pi05_ros.model.quantised_linear import FP8_CAPABILITY, TILE
 from pi05_ros.model.weights import STAGE_MODULES, WeightSource, openpi_name
 
+VISION = "vision_tower.encoder.layers."
 IN_FP8, IN_BF16 = "FP8", "bfloat16, weights from FP8"  # of `StageSet.runs`
 Capability = tuple[int, int]
 
@@ -44,7 +45,7 @@ def fits(quantisation: Quantisation, name: str) -> bool:
 
 def groups_of(config: Pi05Config, capability: Capability, one_kernel: bool) -> list[list[str]]:
     """Layers that are in FP8 together or not at all, as one product, or one kernel after another, takes them."""
-    prefix, vision = "language_model.layers.", "vision_tower.encoder.layers."
+    prefix = "language_model.layers."
     last = config.prefix.depth - 1
     groups = [[f"{prefix}{i}.mlp.{name}_proj" for name in ("gate", "up", "down")] for i in range(last)]
     groups += [[f"{prefix}{i}.self_attn.{name}_proj" for name in "qkv"] for i in range(last)]
@@ -52,11 +53,22 @@ def groups_of(config: Pi05Config, capability: Capability, one_kernel: bool) -> l
     groups.append([f"{prefix}{last}.self_attn.{name}_proj" for name in "kv"])
     if one_kernel:
         groups.append(expert_layers(config))
-    if vision_product.fits(config.vision.width, config.vision.mlp_dim, capability):
-        return groups
-    groups.append([f"{vision}{i}.{name}" for i in range(config.vision.depth) for name in
-                   (*(f"self_attn.{one}_proj" for one in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")])
+    projections = ("q", "k", "v") if vision_inside(config, capability) else ("q", "k", "v", "out")
+    groups.append([f"{VISION}{i}.{name}" for i in range(config.vision.depth) for name in
+                   (*(f"self_attn.{one}_proj" for one in projections), "mlp.fc1", "mlp.fc2")])
     return groups
+
+
+def vision_inside(config: Pi05Config, capability: Capability) -> bool:
+    """Whether vision's products have norm and residual inside."""
+    return vision_product.fits(config.vision.width, config.vision.mlp_dim, capability)
+
+
+def one_scale(quantisation: Quantisation, i: int) -> bool:
+    """Whether q, k and v of vision layer i share a weight scale, as that product needs it."""
+    found = {layer.weight_scale for name, layer in quantisation.layers.items() if name in
+             [f"{VISION}{i}.self_attn.{one}_proj" for one in "qkv"]}
+    return len(found) <= 1
 
 
 def how_layers_run(quantisation: Quantisation | None, config: Pi05Config, stages: list[str],
@@ -73,6 +85,8 @@ def how_layers_run(quantisation: Quantisation | None, config: Pi05Config, stages
 
     together = {name for group in groups_of(config, capability, one_kernel)
                 if all(fits(quantisation, name) for name in group) for name in group}
+    if vision_inside(config, capability) and not all(one_scale(quantisation, i) for i in range(config.vision.depth)):
+        together = {name for name in together if not name.startswith(VISION)}
     return {name: IN_FP8 if name in together else IN_BF16 for name in read}
 
 
