@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from pi05_ros.backends.cuda import forward, forward_fp8, packing, quantised, shapes, tilings
-from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
+from pi05_ros.backends.cuda.kernels import flow_step, norm, prefix_input
 from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.config import Pi05Config
 
@@ -101,6 +101,8 @@ def compile_fp8_forward(gpu, choice):
     try:
         with compiling_for(gpu) as shared:
             forward_fp8.vision(w.vision, b, config, config.num_cameras)
+            norm.row_sums(b.vision_x, w.vision.position, w.vision.position[0], forward_fp8.narrow(b.vision_normed),
+                          b.vision_sums[0])
             forward_fp8.prefix(w.prefix, b, choice, config, config.prefix_len)
     finally:
         torch._scaled_mm = scaled_mm
