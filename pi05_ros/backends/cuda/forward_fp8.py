@@ -1,7 +1,8 @@
 """The stages of forward.py where layers are in FP8, on one screen. A product takes e4m3 or bfloat16, as its layer.
 
 What writes a product's input rounds it: norm, activation, or a pass of its own behind attention. Attention, residual
-and norms are as wide as in forward.py; products end in bfloat16 and the next norm adds them to the residual.
+and norms are as wide as in forward.py; the library's products end in bfloat16, and the next norm adds them to the
+residual.
 """
 
 from __future__ import annotations
