@@ -26,6 +26,7 @@ class Amax:
 
 
 Quantised = dict[str, QuantisedLinear]
+QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def maxima(model: Pi05, chosen: Mapping[str, Precision], statistics: Statistics,
@@ -57,7 +58,8 @@ def input_amax(model: Pi05, name: str, precision: Precision, statistics: Statist
 
 def quantise(model: Pi05, chosen: Mapping[str, Precision], found: Mapping[str, Amax],
              on_progress: Callable[[int, int], None] | None = None) -> Quantised:
-    """The layers in low precision, beside the model.
+    """The layers in low precision, beside the model. In fp8, q, k and v of an attention have one weight scale, the
+    largest: who merges them multiplies with one number, and rounding to floating point hardly asks for the scale.
 
     Raises:
         CheckpointError: a scale is NaN or not above 0.
@@ -66,7 +68,8 @@ def quantise(model: Pi05, chosen: Mapping[str, Precision], found: Mapping[str, A
     for name, precision in chosen.items():
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        layer = QuantisedLinear.of(linear, precision, found[name].weight, found[name].input)
+        amax = torch.stack([found[one].weight for one in _merged_with(name, chosen)]).amax(0)
+        layer = QuantisedLinear.of(linear, precision, amax, found[name].input)
         for leaf, scale in layer.scales().items():
             if not (torch.isfinite(scale) & (scale > 0)).all():
                 raise CheckpointError(f"{leaf} of {name}", expected="finite numbers above 0", received="others",
@@ -75,6 +78,14 @@ def quantise(model: Pi05, chosen: Mapping[str, Precision], found: Mapping[str, A
         if on_progress:
             on_progress(len(made), len(chosen))
     return made
+
+
+def _merged_with(name: str, chosen: Mapping[str, Precision]) -> list[str]:
+    """The layers whose weights share a scale with `name`, itself among them."""
+    path, _, leaf = name.rpartition(".")
+    if leaf not in QKV or chosen[name] != "fp8":
+        return [name]
+    return [one for one in (f"{path}.{leaf}" for leaf in QKV) if chosen.get(one) == "fp8"]
 
 
 def with_layers(model: Pi05, layers: Mapping[str, nn.Module]) -> Pi05:

@@ -19,6 +19,7 @@ from pi05_ros.benchmark.profile import by_name, record
 from pi05_ros.cli.main import main
 from pi05_ros.config import Pi05Config
 from pi05_ros.model.low_precision import FP8, to_fp8
+from pi05_ros.model.pi05 import PrefixCache
 from pi05_ros.model.recipe import DeviceSource
 from pi05_ros.model.weights import load
 from pi05_ros.quantize.calibration import calibrate
@@ -211,6 +212,26 @@ def test_the_kernels_in_fp8_are_those_that_the_backend_names(quantised):
     assert relative_error(found.keys, plain.keys) > 5e-3  # coarser than bfloat16
 
 
+@pytest.mark.parametrize(("keys", "steps", "size"), [(968, 10, 1.0), (300, 2, 0.1), (785, 5, 10.0), (257, 1, 1.0)])
+def test_the_expert_in_fp8(quantised, keys, steps, size):
+    """At other lengths than prefixes have, and noise of other sizes."""
+    low = [name for name, how in quantised.cuda.runs.items() if how == "FP8" and name.startswith("action_expert.")]
+    if not low:
+        pytest.skip("the expert is in FP8 in recipe fp8, and there as one kernel alone, on Hopper")
+    assert len(low) == 6 * 18 and not any(name.endswith("o_proj") for name in low)
+    torch.manual_seed(keys)
+    mask = torch.rand(1, keys, device=DEVICE) < 0.9
+    mask[0, 0] = True
+    rows = torch.randn(2, 18, 1, 1, keys, 256, device=DEVICE).to(BF16)
+    cache, exact = PrefixCache(*rows, mask), PrefixCache(*rows.float(), mask)
+    noise = size * torch.randn(1, 50, 32, device=DEVICE)
+    wanted = quantised.truth.expert.denoise(exact, noise, steps)
+    ours, theirs = (one.expert.denoise(cache, noise, steps) for one in (quantised.cuda, quantised.eager))
+    error, bar = relative_error(ours, wanted), relative_error(theirs, wanted)
+    print(f"{keys} keys, {steps} steps, noise {size}: error {error:.2e}, eager {bar:.2e}")
+    assert error <= 1.2 * bar and torch.equal(ours, quantised.cuda.expert.denoise(cache, noise, steps))
+
+
 def test_fp8_takes_no_more_than_its_goal(sources):
     gc.collect()
     torch.cuda.empty_cache()
@@ -221,11 +242,11 @@ def test_fp8_takes_no_more_than_its_goal(sources):
     taken = torch.cuda.max_memory_reserved() - before
     needed = checks.bytes_needed(Pi05Config(), list(base.STAGES), stages.runs, host_embedding=True)
     print(f"{taken / 1e9:.2f} GB taken, {needed / 1e9:.2f} counted")
-    assert taken <= needed <= 4.6e9
+    assert taken <= min(needed, 4.6e9)
 
 
 def test_the_command_validates_the_backend():
     words = ["validate-quantized", "--backend", "cuda", "--device", "cuda", "--dtype", "bfloat16", "--samples", "2",
              "--count", "2", "--steps", "3", "--outliers", "32", "--recipe"]
     assert main([*words, "fp8_mlp"]) == 0
-    assert main([*words, "fp8"]) == 1  # the expert is multiplied in bfloat16, and says so
+    assert main([*words, "fp8"]) == 1  # some layers are multiplied in bfloat16, and say so

@@ -101,7 +101,7 @@ def check_kernels():
 def check_stages(recipe):
     """Vision and prefix, each on the same input as the model before quantisation, the simulation and ours."""
     source = small_source(recipe)
-    runs = how_layers_run(source.quantisation, SMALL, ALL)
+    runs = how_layers_run(source.quantisation, SMALL, ALL, (8, 9))
     weights = packing.pack(plain_source(source, runs), CPU, ALL, low=[n for n, how in runs.items() if how == IN_FP8])
     stages.StageGraphs = lambda works, device: SimpleNamespace(replay=lambda shape: dict(works)[shape]())
     stages.FramePreparation = lambda pixels, resize: None  # needs a GPU's pinned memory

@@ -23,7 +23,8 @@ from pi05_ros.errors import BackendError, CheckpointError
 from pi05_ros.model.low_precision import FP8
 from pi05_ros.model.weights import openpi_name
 
-CPU, STAGES, FULL, HOPPER = torch.device("cpu"), ["vision", "prefix", "expert"], Pi05Config(), (9, 0)
+CPU, STAGES, FULL = torch.device("cpu"), ["vision", "prefix", "expert"], Pi05Config()
+ADA, HOPPER = (8, 9), (9, 0)
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +33,30 @@ def source():
 
 
 def pack(source, host_embedding=False):
-    runs = how_layers_run(source.quantisation, source.config, STAGES)
+    runs = how_layers_run(source.quantisation, source.config, STAGES, ADA)
     low = [name for name, how in runs.items() if how == IN_FP8]
     return packing.pack(plain_source(source, runs), CPU, STAGES, None, 0, low, host_embedding), runs
 
 
-@pytest.mark.parametrize(("recipe", "fp8", "wider"), [("fp8_mlp", 3 * 17, 0), ("fp8", 7 * 17 + 2 + 6 * 27, 7 * 18)])
-def test_every_layer_says_how_it_runs(recipe, fp8, wider):
-    runs = how_layers_run(described(FULL, recipe), FULL, STAGES)
+@pytest.mark.parametrize(("gpu", "recipe", "fp8", "wider"), [
+    (ADA, "fp8_mlp", 3 * 17, 0), (ADA, "fp8", 7 * 17 + 2 + 6 * 27, 7 * 18),
+    (HOPPER, "fp8_mlp", 3 * 17, 0), (HOPPER, "fp8", 7 * 17 + 2 + 5 * 27, 7 * 18 + 27)])
+def test_every_layer_says_how_it_runs(gpu, recipe, fp8, wider):
+    runs = how_layers_run(described(FULL, recipe), FULL, STAGES, gpu)
     assert Counter(runs.values()) == Counter({how: n for how, n in ((IN_FP8, fp8), (IN_BF16, wider)) if n})
-    assert all(name.startswith("action_expert.") for name, how in runs.items() if how == IN_BF16)
-    assert not how_layers_run(described(FULL, recipe), FULL, ["images"]) and not how_layers_run(None, FULL, STAGES)
+    assert all(name.startswith("action_expert.") or gpu == HOPPER and name.endswith(".out_proj")
+               for name, how in runs.items() if how == IN_BF16)
+    assert not how_layers_run(described(FULL, recipe), FULL, ["images"], gpu)
+    assert not how_layers_run(None, FULL, STAGES, gpu)
 
 
 def test_layers_that_one_product_merges_are_in_fp8_together_or_not_at_all():
     quantisation, up = described(FULL, "fp8"), "language_model.layers.3.mlp.up_proj"
     rest = {name: layer for name, layer in quantisation.layers.items() if name != up}
-    runs = how_layers_run(replace(quantisation, layers=rest), FULL, STAGES)
+    runs = how_layers_run(replace(quantisation, layers=rest), FULL, STAGES, ADA)
     assert [name for name, how in runs.items() if how == IN_BF16 and "language_model" in name] == [
         up.replace("up", "gate"), up.replace("up", "down")]
-    tiny = how_layers_run(described(tiny_config(), "fp8"), tiny_config(), STAGES)  # its vision tower is 72 wide
+    tiny = how_layers_run(described(tiny_config(), "fp8"), tiny_config(), STAGES, ADA)  # its vision tower is 72 wide
     assert {how for name, how in tiny.items() if "vision" in name} == {IN_BF16}
 
 
@@ -81,9 +86,12 @@ def test_packed_weights_are_the_stored_numbers_and_scales(source):
         stored(gate, "weight_scale") * seen, stored(up, "weight_scale") * seen, stored(down, "input_scale")]))
     assert layer.down.scale.shape == (1, 1) and layer.down.scale == stored(down, "weight_scale") * stored(
         down, "input_scale")
-    k = f"{at}self_attn.k_proj"
-    assert layer.qkv.scale.shape == (1, 320) and (layer.qkv.scale[0, 256:288] == stored(k, "weight_scale") * stored(
-        k, "input_scale")).all()
+    q, k = (f"{at}self_attn.{name}_proj" for name in "qk")  # quantised with one scale
+    assert layer.qkv.scale.shape == (1, 1) and layer.qkv.scale == stored(q, "weight_scale") * stored(q, "input_scale")
+    k_alone, _ = pack(change(source, k, "weight_scale", lambda scale: 2 * scale))
+    scale = k_alone.prefix.layers[0].qkv.scale
+    assert scale.shape == (1, 320) and (scale[0, 256:288] == 2 * layer.qkv.scale).all()
+    assert (scale[0, :256] == layer.qkv.scale).all() and (scale[0, 288:] == layer.qkv.scale).all()
     assert packed.vision.layers[1].fc1.bias.shape == (208,) and packed.vision.layers[1].fc1.norm[1].shape == (96,)
     q = "action_expert.layers.1.self_attn.q_proj"
     widened = (stored(q).float() * stored(q, "weight_scale")).bfloat16()
@@ -129,14 +137,15 @@ def nested(value):
         yield from tensors(value)
 
 
-def test_full_size_in_fp8_needs_less_than_its_goal():
-    runs = how_layers_run(described(FULL, "fp8"), FULL, STAGES)
+@pytest.mark.parametrize(("gpu", "one_kernel"), [(ADA, False), (HOPPER, True)])
+def test_full_size_in_fp8_needs_less_than_its_goal(gpu, one_kernel):
+    runs = how_layers_run(described(FULL, "fp8"), FULL, STAGES, gpu, one_kernel)
     assert checks.bytes_needed(FULL, STAGES, runs, host_embedding=True) <= 4.6e9
 
 
 def test_the_embedding_stays_on_the_host_for_quantised_models_and_where_there_is_no_room():
     needed = checks.bytes_needed(FULL, STAGES)
-    runs = how_layers_run(described(FULL, "fp8_mlp"), FULL, STAGES)
+    runs = how_layers_run(described(FULL, "fp8_mlp"), FULL, STAGES, HOPPER)
     assert not checks.embedding_on_host(FULL, STAGES, {}, needed)
     assert checks.embedding_on_host(FULL, STAGES, {}, needed - 1)
     assert checks.embedding_on_host(FULL, STAGES, runs, needed)

@@ -38,6 +38,20 @@ def test_rows_come_back(layer, clusters):
         assert torch.equal(packed.rows(name, 1), weight) and not packed.rows(name, 0).any()
 
 
+@pytest.mark.parametrize("clusters", [15, 16])
+def test_rows_come_back_in_fp8(layer, clusters):
+    low = {name: w if name == "out" else w.to(torch.float8_e4m3fn) for name, w in vars(layer).items()}
+    packed = PackedLayers(1, clusters, torch.device("cpu"), low=True)
+    packed.append(SimpleNamespace(**low, scales=torch.tensor([1.0, 2, 3, 4, 5, 6, 7])))
+    factors = {"qkv": torch.tensor([1.0, 2, 3]).repeat_interleave(torch.tensor([2048, 256, 256])),
+               "gate_up": torch.tensor([4.0, 5]).repeat_interleave(4096)}
+    for name, weight in low.items():
+        expected = weight.float() * factors[name][:, None] if name in factors else weight.float()
+        assert torch.equal(packed.rows(name, 0).float(), expected)
+    wide = PackedLayers(1, clusters, torch.device("cpu")).tensors
+    assert 2 * packed.tensors["gate_up"].nbytes == wide["gate_up"].nbytes
+
+
 def test_a_slot_holds_its_rows_and_k(layer):
     """Thread q of four gets the sums of the rows at 8 j + 2 q and the next: of neighbours in the result."""
     packed = PackedLayers(1, 15, torch.device("cpu"))

@@ -148,6 +148,18 @@ def test_the_file_gives_the_actions_of_the_model_in_memory(source, model, statis
     assert ("NVFP4" in opened.quantisation.summary().upper()) == (name in ("balanced", "nvfp4"))
 
 
+def test_layers_that_are_merged_share_a_weight_scale(model, statistics):
+    layers = quantised(model, statistics)
+    at = "language_model.layers.0.self_attn."
+    most = max(model.get_submodule(f"{at}{name}_proj").weight.abs().max() for name in "qkv")
+    for name in "qkv":
+        assert layers[f"{at}{name}_proj"].weight_scale.item() == pytest.approx(most.item() / 448)
+    own = [model.get_submodule(f"{at}{name}_proj").weight.abs().max().item() / 448 for name in "qo"]
+    assert layers[f"{at}o_proj"].weight_scale.item() == pytest.approx(own[1])
+    token = quantised(model, statistics, "fp8_token")[f"{at}q_proj"].weight_scale
+    assert token.shape == (len(layers[f"{at}q_proj"].weight), 1) and token.max().item() == pytest.approx(own[0])
+
+
 def test_errors_of_layers_are_of_the_layers_own_inputs(model, statistics, samples):
     layers = quantised(model, statistics)
     errors = layer_errors(model, layers, samples[:1])

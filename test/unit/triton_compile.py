@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from pi05_ros.backends.cuda import forward, forward_fp8, packing, quantised, shapes, tilings
-from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
+from pi05_ros.backends.cuda.kernels import flow_step, norm, prefix_input
 from pi05_ros.backends.cuda.tuning import Gpu
 from pi05_ros.config import Pi05Config
 
@@ -94,13 +94,15 @@ def compile_forward(gpu, choice):
 def compile_fp8_forward(gpu, choice):
     """The same of vision and prefix in FP8, whose products are the library's."""
     source = fp8_models.MetaSource(MetaSource.config, "fp8")
-    runs = quantised.how_layers_run(source.quantisation, source.config, ["vision", "prefix"])
+    runs = quantised.how_layers_run(source.quantisation, source.config, ["vision", "prefix"], (8, 9))
     w = packing.pack(source, META, ["vision", "prefix"], low=list(runs))
     b, config, scaled_mm = shapes.allocate(source.config, META), source.config, torch._scaled_mm
     torch._scaled_mm = lambda a, b, out=None, **_: a.new_empty(len(a), b.shape[1], dtype=torch.bfloat16)
     try:
         with compiling_for(gpu) as shared:
             forward_fp8.vision(w.vision, b, config, config.num_cameras)
+            norm.row_sums(b.vision_x, w.vision.position, w.vision.position[0], forward_fp8.narrow(b.vision_normed),
+                          b.vision_sums[0])
             forward_fp8.prefix(w.prefix, b, choice, config, config.prefix_len)
     finally:
         torch._scaled_mm = scaled_mm

@@ -77,7 +77,7 @@ def weight_bytes(config: Pi05Config, stages: list[str], runs: Mapping[str, str] 
     last = openpi_name(f"language_model.layers.{config.prefix.depth - 1}.")
     vision = tuple(openpi_name(module) for module in STAGE_MODULES["vision"])
 
-    fp8_vision = any(name.startswith(vision) for name in low)
+    beside = any(name.startswith(vision) and name.endswith("out_proj") for name in low)  # Fp8Linear.norm
 
     def size(name: str) -> int:  # bytes a number; of the vision stage's norms the scales (packing.Affine)
         if name.removesuffix(".weight") in low:
@@ -86,12 +86,12 @@ def weight_bytes(config: Pi05Config, stages: list[str], runs: Mapping[str, str] 
             return 0
         if name.startswith(vision) and "patch_embedding" in name:
             return 8 if name.endswith(".bias") else 2  # it is in the positions; what it counts for are zeros behind
-        if fp8_vision and ".layers." in name:  # of FP8 they are beside them
+        if beside and ".layers." in name:
             return 4 if "norm" in name else 2
         if not name.startswith(vision) or "position_embedding" in name:
             return target_dtype(name, torch.bfloat16).itemsize
         if "norm" in name:
-            return 0 if fp8_vision or name.endswith(".bias") else 4
+            return 0 if beside or name.endswith(".bias") else 4
         return 2 + 8 * name.endswith(".bias")
 
     def scales(name: str, shape: torch.Size) -> int:  # float32, of merged layers one an output

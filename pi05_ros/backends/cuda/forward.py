@@ -30,13 +30,9 @@ from pi05_ros.config import Pi05Config
 
 def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> None:
     """b.pixels [cameras] to b.image_tokens: SigLIP and the projector."""
-    c, rows = config.vision, cameras * config.vision.num_patches
-    x, normed, qkv, attended = b.vision_x[:rows], b.vision_normed[:rows], b.vision_qkv[:rows], b.vision_attended[:rows]
-    side = c.image_size // c.patch_size
-    patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
-    b.patches[:rows, :patches[0, 0, 0].numel()].unflatten(1, patches.shape[3:]).view(patches.shape).copy_(patches)
-    torch.mm(b.patches[:rows], w.patch, out_dtype=torch.float32, out=x)
-    tokens = b.image_tokens[:rows]
+    c, x = config.vision, embedded_patches(w.patch, b, config, cameras)
+    rows, tokens = len(x), b.image_tokens[:len(x)]
+    normed, qkv, attended = b.vision_normed[:rows], b.vision_qkv[:rows], b.vision_attended[:rows]
     if fits_hopper(c.width, c.mlp_dim, x.device):
         return _vision_in_products(w, b, config, x, tokens)
     delta, bias = None, w.position  # what the next norm adds to the float32 residual x
@@ -50,6 +46,15 @@ def vision(w: VisionWeights, b: Buffers, config: Pi05Config, cameras: int) -> No
         delta, bias = torch.mm(hidden, layer.fc2.weight.T, out=b.vision_delta[:rows]), layer.fc2.bias
     layer_norm(x, delta, bias, w.projector.scale, out=normed)
     torch.addmm(w.projector.bias, normed, w.projector.weight.T, out=tokens)
+
+
+def embedded_patches(weight: Tensor, b: Buffers, config: Pi05Config, cameras: int) -> Tensor:
+    """b.pixels [cameras] to the float32 residual [rows, W], without positions."""
+    c, rows = config.vision, cameras * config.vision.num_patches
+    side = c.image_size // c.patch_size
+    patches = b.pixels[:cameras].unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 1, 3, 5)
+    b.patches[:rows, :patches[0, 0, 0].numel()].unflatten(1, patches.shape[3:]).view(patches.shape).copy_(patches)
+    return torch.mm(b.patches[:rows], weight, out_dtype=torch.float32, out=b.vision_x[:rows])
 
 
 def _vision_in_products(w: VisionWeights, b: Buffers, config: Pi05Config, x: Tensor, tokens: Tensor) -> None:

@@ -29,7 +29,7 @@ from pi05_ros.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8VisionWeights
+    from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8ProductVision, Fp8VisionWeights
 
 ONE = torch.Size([1])
 Take = Callable[[str], Tensor]  # our parameter name to the tensor on the device, in the source's dtype
@@ -45,6 +45,8 @@ class Affine:
     bias: Tensor
     table: Tensor
     scale: Tensor
+    factor: float = 1.0  # of FP8 (packing_fp8.Fp8Affine)
+    over: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class ExpertWeights:
 class Packed:
     """Only the stages asked for."""
 
-    vision: VisionWeights | Fp8VisionWeights | None
+    vision: VisionWeights | Fp8VisionWeights | Fp8ProductVision | None
     prefix: PrefixWeights | Fp8PrefixWeights | None
     expert: ExpertWeights | None
 
@@ -140,11 +142,12 @@ def pack(source: WeightSource, device: torch.device, stages: Iterable[str], on_p
             on_progress(done, total)
         return tensor.to(device)
 
-    vision = packing_fp8.pack_vision if packing_fp8.has_vision(low) else pack_vision
+    vision = (packing_fp8.pack_vision_products if packing_fp8.has_vision_products(low) else
+              packing_fp8.pack_vision if packing_fp8.has_vision(low) else pack_vision)
     prefix = partial(packing_fp8.pack_prefix, low=low) if packing_fp8.has_prefix(low) else pack_prefix
     return Packed(vision=vision(take, config) if "vision" in stages else None,
                   prefix=prefix(take, config, pack_embedding(take, host_embedding)) if "prefix" in stages else None,
-                  expert=pack_expert(take, config, device, clusters) if "expert" in stages else None)
+                  expert=pack_expert(take, config, device, clusters, low) if "expert" in stages else None)
 
 
 def pack_vision(take: Take, config: Pi05Config) -> VisionWeights:
@@ -206,19 +209,26 @@ def pack_prefix(take: Take, config: Pi05Config, embedding: Tensor) -> PrefixWeig
     return PrefixWeights(embedding, layers)
 
 
-def pack_expert(take: Take, config: Pi05Config, device: torch.device, clusters: int) -> ExpertWeights:
-    at = "action_expert."
+def pack_expert(take: Take, config: Pi05Config, device: torch.device, clusters: int,
+                low: Collection[str] = ()) -> ExpertWeights:
+    from pi05_ros.backends.cuda import packing_fp8
+
+    at, in_fp8 = "action_expert.", packing_fp8.has_expert(low)
     norms = [f"{at}layers.{i}.{norm}" for i in range(config.expert.depth)
              for norm in ("input_layernorm", "post_attention_layernorm")] + [at + "norm"]
     dense, dense_b = ([take(f"{norm}.dense.{kind}") for norm in norms] for kind in ("weight", "bias"))
-    layers: list[GemmaLayerWeights] | PackedLayers = (
-        PackedLayers(config.expert.depth, clusters, device) if clusters else [])
-    for i in range(config.expert.depth):
-        layers.append(_gemma_layer(take, f"{at}layers.{i}.", folded=False))
     heads = [take(f"{name}.{kind}").float().contiguous()
              for name in ("time_mlp_in", "time_mlp_out", "action_in_proj", "action_out_proj")
              for kind in ("weight", "bias")]
-    return ExpertWeights(layers, dense, dense_b, *heads)
+    each = [f"{at}layers.{i}." for i in range(config.expert.depth)]
+    if not clusters:
+        layers = [_gemma_layer(take, one, folded=False) for one in each]
+        return ExpertWeights(layers, dense, dense_b, *heads)
+    packed = PackedLayers(len(each), clusters, device, in_fp8)
+    for one in each:
+        packed.append(packing_fp8.expert_layer(take, one) if in_fp8 else _gemma_layer(take, one, folded=False))
+    packed.enter_by(*heads[4:6])
+    return ExpertWeights(packed, dense, dense_b, *heads)
 
 
 def _gemma_layer(take: Take, at: str, folded: bool, only_kv: bool = False) -> GemmaLayerWeights:

@@ -25,18 +25,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Persistent:
-    """The kernel for this GPU: `clusters` of 8 blocks, which all run at once."""
+    """The kernel for this GPU: `clusters` of 8 blocks, which all run at once. low: weights in FP8, but for `out`."""
 
     kernel: Kernel
     clusters: int
+    low: bool = False
 
 
 class Misfit(BackendError):
     """This GPU or this model is not one that the persistent kernel was made for."""
 
 
-def chosen_expert(config: Pi05Config, device: torch.device) -> Persistent | None:
-    """The persistent kernel where GPU and model fit, else None: the portable kernels, which run everywhere.
+def chosen_expert(config: Pi05Config, device: torch.device, low: bool = False) -> Persistent | None:
+    """The persistent kernel where GPU and model fit, else None: the portable kernels, which run everywhere. `low`: of a
+    model whose layers there are in FP8.
 
     `PI05_EXPERT=portable` chooses those in any case, `persistent` raises BackendError where the kernel does not fit.
     """
@@ -47,7 +49,7 @@ def chosen_expert(config: Pi05Config, device: torch.device) -> Persistent | None
     if wish == "portable":
         return None
     try:
-        return persistent_expert(config, device)
+        return persistent_expert(config, device, low)
     except Misfit as misfit:
         if wish == "persistent":
             raise
@@ -55,7 +57,7 @@ def chosen_expert(config: Pi05Config, device: torch.device) -> Persistent | None
         return None
 
 
-def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
+def persistent_expert(config: Pi05Config, device: torch.device, low: bool = False) -> Persistent:
     """Compiled for this GPU; raises Misfit where the GPU or the model does not fit."""
     e, gpu = config.expert, torch.cuda.get_device_properties(device)
     way_out = "Leave PI05_EXPERT out: the portable kernels run here."
@@ -75,8 +77,8 @@ def persistent_expert(config: Pi05Config, device: torch.device) -> Persistent:
                      f"with {SHARED_BYTES // 1024} KiB each at once, as an H200 does",
                      received=f"{gpu.name}, {clusters} of them", way_out=way_out)
     program = Program("expert", {"HORIZON": config.action_horizon, "DEPTH": e.depth, "CLUSTERS": clusters,
-                                 "PREFIX": config.prefix_len}, device)
-    return Persistent(program.kernel("denoise", SHARED_BYTES), clusters)
+                                 "PREFIX": config.prefix_len, "FP8": int(low)}, device)
+    return Persistent(program.kernel("denoise", SHARED_BYTES), clusters, low)
 
 
 def denoise(persistent: Persistent, w: ExpertWeights, heads: tuple[Tensor, Tensor], b: Buffers, keys: Tensor,
@@ -93,6 +95,7 @@ def denoise(persistent: Persistent, w: ExpertWeights, heads: tuple[Tensor, Tenso
     persistent.kernel.launch((persistent.clusters * CLUSTER,), THREADS, (
         layers.tensors["qkv"], layers.tensors["out"], layers.tensors["gate_up"], layers.tensors["down"],
         heads[0], w.action_in_b, heads[1], b.scales, b.gates, b.qkv_bias, b.gate_up_bias, b.out_bias,
+        layers.scales,
         b.previous, b.reach, b.pull, keys, values, keys.stride(0) // keys.shape[2], b.expert_valid, b.cos, b.sin,
         b.counters, b.dt, b.x_t, b.keys, b.values, b.act, b.act_squares, b.queries, b.attended, b.hidden,
         b.velocities,

@@ -76,6 +76,7 @@ def shape_table(config: Pi05Config, persistent: bool = False) -> dict[str, Shape
         "vision_attended": ((image_rows, v.width), bf16),
         "vision_hidden": ((image_rows, -(-v.mlp_dim // 64) * 64), bf16),  # whole cache lines
         "vision_sums": ((NORM_PARTS, image_rows, 2), f32),
+        "vision_sums_before": ((NORM_PARTS, image_rows, 2), f32),  # in FP8
         "image_tokens": ((image_rows, p.width), bf16),
         # prefix
         "source": ((rows,), i32),

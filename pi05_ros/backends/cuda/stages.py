@@ -20,7 +20,7 @@ from pi05_ros.backends.cuda.kernels import flow_step, prefix_input
 from pi05_ros.backends.cuda.kernels import guidance as guiding
 from pi05_ros.backends.cuda.modulation import step_tables
 from pi05_ros.backends.cuda.packing import Packed
-from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8VisionWeights
+from pi05_ros.backends.cuda.packing_fp8 import Fp8PrefixWeights, Fp8ProductVision, Fp8VisionWeights
 from pi05_ros.backends.cuda.persistent import Persistent, denoise
 from pi05_ros.backends.cuda.shapes import MAX_STEPS, Buffers, all_buckets, bucket_rows
 from pi05_ros.backends.cuda.tilings import Tilings
@@ -57,7 +57,8 @@ class CudaStages:
         w, b, t, config = self.weights, self.buffers, self.tilings, self.config
         if w.vision:
             vision = (partial(forward_fp8.vision, w.vision, b, config) if isinstance(w.vision, Fp8VisionWeights)
-                      else partial(forward.vision, w.vision, b, config))
+                      else partial(forward_fp8.vision_in_products, w.vision, b, config)
+                      if isinstance(w.vision, Fp8ProductVision) else partial(forward.vision, w.vision, b, config))
             counts = range(1, config.num_cameras + 1)
             self._graphs["vision"] = StageGraphs([(n, partial(vision, n)) for n in counts], self.device)
         if w.prefix:

@@ -5,24 +5,25 @@
 // of 8 blocks share activations (one load, eight copies), and add their parts of k and of the keys through each other's
 // shared memory. The residual, float32, never leaves the registers of the block that owns it.
 //
-// Floor: the weights, 623 MB a step (0.147 ms at 4.25 TB/s). What it takes, on an H200 with 968 keys before the action
+// Floor: the weights, 623 MB a step (0.147 ms at 4.25 TB/s); in FP8 349 MB. What it takes, on an H200 with 968 keys before the action
 // tokens: 0.44 ms a step, 24 us a layer; barriers and the loads behind them are nearly half of that. Nothing may spill:
 // every look at the barrier empties the L1. Checked against model/gemma.py in float32, and bit for bit
-// against itself. Tables as in modulation.py: (1 + scale) rides on the activation, 1/rms on the product, shift is a bias.
+// against itself. Tables as in modulation.py: (1 + scale) rides on the activation, 1/rms on the product, shift is a bias. With FP8
+// q, k, v, gate, up and down are e4m3 and so is what they read, at a scale a token (expert_ends.cuh) or, for down, given.
 #include "expert_attention.cuh"
 #include "expert_ends.cuh"
 
 // ---- copies that the conductor starts (one thread) ----
-// The residual's activations in 8 chunks, in order; each block of the cluster loads an eighth of each for all of them.
+// The residual's activations in chunks, in order; each block of the cluster loads an eighth of each for all of them.
 __device__ __forceinline__ void share_activations(const Place& at, const u16* from, u32 bars) {
 #pragma unroll 1
-    for (int i = 0; i < CLUSTER; ++i) {
+    for (int i = 0; i < CHUNKS; ++i) {
         mbarrier_expect(bars + 8 * i, 4 * K32);
         const int part = 8 * i + at.rank;
         bulk_load_all(shared_address(shared + ACT) + part * (K32 / 2), from + part * (K32 / 4), K32 / 2, bars + 8 * i, 0xff);
     }
 }
-// This block's eighth of wider activations, in chunks of 128 features.
+// This block's eighth of wider activations, in chunks of 128 features (in FP8 256).
 __device__ __forceinline__ void load_activations(const Place& at, const u16* from, int chunks, u32 bars) {
 #pragma unroll 1
     for (int i = 0; i < chunks; ++i) {
@@ -47,7 +48,7 @@ __device__ __forceinline__ void conductor(const Place& at, const u16* act, const
                 if (kind == 3 || kind == 0 && at.cluster < HEADS + 2) share_activations(at, act, bars);
                 else if (kind == 1) share_queries(at, queries, bars);
                 else if (kind == 2 || kind == 4)
-                    load_activations(at, kind == 2 ? attended : hidden, kind, bars);
+                    load_activations(at, kind == 2 ? attended : hidden, kind == 2 ? 2 : CHUNKS / 2, bars);
             });
         }
 }
@@ -63,10 +64,10 @@ __device__ __forceinline__ void carrier(const Place& at, const u8* qkv, const u8
         const int owners = kind == 0 ? QKV_BLOCKS : kind == 2 ? MLP_BLOCKS : BLOCKS;
         const u32 bytes = kind == 0 ? QKV_SLOT : SLOT;
         const bool mine = at.block < owners;
-        int blocks = kind == 1 ? 2 : kind == 2 ? 8 : 4;  // of the ring
+        int blocks = kind == 0 ? 4 : kind == 1 ? 2 : kind == 2 ? CHUNKS : CHUNKS / 2;  // of the ring
         from += (long long)(layer * owners + at.block) * blocks * bytes;
         if (kind == 2) {  // the keys had the ring's first slots; two slots more than there are wait in the L2
-            if (mine) prefetch_l2(from + SLOTS * SLOT, (blocks - SLOTS) * SLOT);
+            if (mine && CHUNKS > SLOTS) prefetch_l2(from + SLOTS * SLOT, (blocks - SLOTS) * SLOT);
             mbarrier_wait(bars + 8 * KEYS_READ, keys_read);
             keys_read ^= 1;
         }
@@ -90,6 +91,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
     const float* action_in_bias, const float* action_out,
     // tables, first axis the step
     const float* scales, const float* gates, const float* qkv_bias, const float* gate_up_bias, const float* out_bias,
+    // in FP8 [DEPTH + 1, 8]: a layer's scales (expert_epilogues.cuh), then the first unit's two numbers
+    const float* weight_scales,
     // guidance (kernels/guidance.py): [HORIZON, 32], [steps], [steps, HORIZON]
     const float* previous, const float* reach, const float* pull,
     // the prefix, and rows from layer to layer of its keys and values; counters: prefix rows, first position, arrivals,
@@ -104,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
     const u32 bars = shared_address(shared + BARS), inbox = bars + 8 * INBOX_BAR;
     float* factors = reinterpret_cast<float*>(shared + FACTORS);
     float* bias_mlp = reinterpret_cast<float*>(shared + BIAS);
+    float* scales_now = reinterpret_cast<float*>(shared + SCALES);
     const Part part = part_of_keys(at, prefix);
 
     if (threadIdx.x < EMPTY + SLOTS)  // workers' warps tell that keys and slots are read
@@ -133,6 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
         const float* scale = scales + step * (2 * DEPTH + 1) * WIDTH + x.column;
         const float* gate = gates + step * 2 * DEPTH * WIDTH + x.column;
         enter(x, x_own, action_in, action_in_bias);
+        first_unit(x, x_own, weight_scales + DEPTH * 8);
         publish(at, x, four(scale, x.inside), act, squares);
 #pragma unroll 1
         for (int layer = 0; layer < DEPTH; ++layer, gate += 2 * WIDTH) {
@@ -143,15 +148,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             workers_arrive();
             const float* bias_qkv = qkv_bias + table * QKV + at.cluster * HEAD_DIM + at.rank * 16 + 4 * at.q;
             float4 bias = four(bias_qkv, has_qkv), bias_far = four(bias_qkv + HEAD_DIM / 2, has_qkv);
+            if (LOW && threadIdx.x < 8) scales_now[layer % 2 * 8 + threadIdx.x] = weight_scales[layer * 8 + threadIdx.x];
             const float4 sine = four(sines + turn, turned);
             const float4 cosine = turned ? four(cosines + turn, true) : make_float4(1.f, 1.f, 1.f, 1.f);
             workers_wait();
+            if ((LOW || has_qkv) && threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
             if (has_qkv) {
-                if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
                 float sums[8];
-                ring = product<32, 256>(ring, 4, parity, sums);
-                parity ^= 0xff;
-                store_qkv(at, sums, factors[token], bias, bias_far, cosine, sine, queries,
+                ring = product<32, 32 * CHUNKS, LOW>(ring, 4, parity, sums);
+                parity ^= (1 << CHUNKS) - 1;
+                const float scale = weight_scale(layer, OF_QKV + max(at.cluster - HEADS + 1, 0));
+                store_qkv(at, sums, factors[token] * scale, bias, bias_far, cosine, sine, queries,
                           keys + own, values + own);
             } else {
                 ring = skip(ring, 4);
@@ -177,10 +184,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
             float4 gate_now = four(gate, x.inside), scale_next = four(scale += WIDTH, x.inside);
             workers_wait();
             float sums[COLUMNS / 4];
-            ring = product<COLUMNS, 128>(ring, 2, parity, sums);
+            ring = product<COLUMNS, 128, false>(ring, 2, parity, sums);
             parity ^= 0x03;
             add(x, gate_now, exchange_sums(at, sums, inbox, parity));
             parity ^= 1 << INBOX_BAR;
+            renew_unit(x, factors);
             publish(at, x, scale_next, act, squares);
 
             // gate and up, in turn, of some features a block
@@ -190,24 +198,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) denoise(
                 bias_mlp[threadIdx.x] = gate_up_bias[(table * 2 + threadIdx.x % 2) * MLP + feature];
             }
             workers_wait();
+            if ((LOW || has_mlp) && threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
             if (has_mlp) {
-                if (threadIdx.x < TOKENS) factors[threadIdx.x] = inverse_rms(squares, threadIdx.x);
-                ring = product<COLUMNS, 128>(ring, 8, parity, sums);
-                store_hidden(at, sums, factors[token], reinterpret_cast<const float2*>(bias_mlp), hidden);
+                ring = product<COLUMNS, 128, LOW>(ring, CHUNKS, parity, sums);
+                store_hidden(at, sums, factors[token], layer, reinterpret_cast<const float2*>(bias_mlp), hidden);
             } else {
-                ring = skip(ring, 8);
-                for (int i = 0; i < 8; ++i) mbarrier_wait(bars + 8 * i, parity >> i & 1);
+                ring = skip(ring, CHUNKS);
+                for (int i = 0; i < CHUNKS; ++i) mbarrier_wait(bars + 8 * i, parity >> i & 1);
             }
-            parity ^= 0xff;
+            parity ^= (1 << CHUNKS) - 1;
 
             // down, into the residual: an eighth of the features a block, the cluster's columns
             workers_arrive();
             gate_now = four(gate + WIDTH, x.inside), scale_next = four(scale += WIDTH, x.inside);
             workers_wait();
-            ring = product<COLUMNS, 128>(ring, 4, parity, sums);
-            parity ^= 0x0f;
-            add(x, gate_now, exchange_sums(at, sums, inbox, parity));
+            ring = product<COLUMNS, 128, LOW>(ring, CHUNKS / 2, parity, sums);
+            parity ^= (1 << CHUNKS / 2) - 1;
+            add(x, gate_now, exchange_sums(at, sums, inbox, parity), weight_scale(layer, OF_DOWN));
             parity ^= 1 << INBOX_BAR;
+            renew_unit(x, factors);
             if (layer < DEPTH - 1) publish(at, x, scale_next, act, squares);
         }
         leave(at, x, four(scale, x.inside), action_out, velocities, squares_end);

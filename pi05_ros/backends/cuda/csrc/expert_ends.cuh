@@ -5,22 +5,39 @@
 
 struct Residual {
     float4 x;
+    float unit;         // in FP8: what x is multiplied with to be rounded
     int token, column;  // the first of 4
     bool owns, inside;  // this warp a token; this lane columns of it
 };
-__device__ __forceinline__ float squared(float4 x) { return warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w); }
-
-// x += gate * sum
-__device__ __forceinline__ void add(Residual& x, float4 gate, float4 sum) {
-    x.x.x += gate.x * sum.x, x.x.y += gate.y * sum.y, x.x.z += gate.z * sum.z, x.x.w += gate.w * sum.w;
+// Of this cluster's columns, with their share of EPS.
+__device__ __forceinline__ float squared(float4 x) {
+    return warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w) + EPS * WIDTH / CLUSTERS;
 }
-// (1 + scale) x and its sum of squares, for everyone.
+// FP8 keeps its precision over 14 powers of two, so a token's last rms will do as its scale, before anyone knows the new
+// one: it becomes 1/8, and what is 3600 times as large is saturated. The same in every cluster; rms(unit x) takes it out.
+constexpr float ROOM = 0.125f, MOST_UNIT = 1e6f;
+__device__ __forceinline__ void renew_unit(Residual& x, const float* factors) {
+    if (LOW) x.unit = fminf(x.unit * factors[x.token] * ROOM, MOST_UNIT);
+}
+// Before the first layer: rms(x), as if its inputs x_t were independent. `entry`: mean squares of W_in a dimension of
+// x_t, and of b.
+__device__ __forceinline__ void first_unit(Residual& x, float x_t, const float* entry) {
+    if (LOW) x.unit = fminf(rsqrtf(entry[0] * warp_sum(x_t * x_t) + entry[1]) * ROOM, MOST_UNIT);
+}
+
+// x += gate * sum * scale
+__device__ __forceinline__ void add(Residual& x, float4 gate, float4 sum, float scale = 1.f) {
+    x.x.x += gate.x * scale * sum.x, x.x.y += gate.y * scale * sum.y;
+    x.x.z += gate.z * scale * sum.z, x.x.w += gate.w * scale * sum.w;
+}
+// (1 + scale) x and the sum of squares of x, for everyone; in FP8 times its unit.
 __device__ __forceinline__ void publish(const Place& at, const Residual& x, float4 scale, u16* act, float* squares) {
     if (!x.owns) return;
+    const float unit = LOW ? x.unit : 1.f;
     if (x.inside)
-        reinterpret_cast<uint2*>(act)[(x.column / 8 * TOKENS + x.token) * 2 + x.column % 8 / 4] =
-            make_uint2(bf16_pair(scale.x * x.x.x, scale.y * x.x.y), bf16_pair(scale.z * x.x.z, scale.w * x.x.w));
-    float square = squared(x.x);
+        store_four(act, x.column, x.token, make_float4(scale.x * x.x.x * unit, scale.y * x.x.y * unit,
+                                                       scale.z * x.x.z * unit, scale.w * x.x.w * unit));
+    float square = squared(x.x) * (unit * unit);
     if (at.lane == 0) squares[at.cluster * TOKENS + x.token] = square;
 }
 // x_t W_in^T + b; lane a holds x_t[a]. Zero for tokens that pad.

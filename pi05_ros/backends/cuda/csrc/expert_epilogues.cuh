@@ -10,6 +10,17 @@ __device__ __forceinline__ float4 four(const float* p, bool inside) {
     return inside ? *reinterpret_cast<const float4*>(p) : make_float4(0.f, 0.f, 0.f, 0.f);
 }
 
+// ---- activations: [features / 8][TOKENS][8], in FP8 [features / 16][TOKENS][16] ----
+__device__ __forceinline__ u16* place(u16* to, int feature, int token) {
+    return LOW ? to + (feature / 16 * TOKENS + token) * 8 + feature % 16 / 2 : to + (feature / 8 * TOKENS + token) * 8 + feature % 8;
+}
+// Four neighbours of a token, from a multiple of 4 on; in FP8 saturated.
+__device__ __forceinline__ void store_four(u16* to, int feature, int token, float4 v) {
+    to = place(to, feature, token);
+    if (LOW) *reinterpret_cast<u32*>(to) = e4m3_pair(v.x, v.y) | (u32)e4m3_pair(v.z, v.w) << 16;
+    else *reinterpret_cast<uint2*>(to) = make_uint2(bf16_pair(v.x, v.y), bf16_pair(v.z, v.w));
+}
+
 // ---- q, k, v: 32 rows of the weight a block ----
 // q and k turned, v as it is: q to `queries` [CLUSTERS][HEAD_DIM / 32][32 rows][32], k and v behind the prefix's.
 // A block's 32 rows are 16 features and the 16 half a head further, their partners in the rotation; a thread has 4 of
@@ -38,28 +49,39 @@ __device__ __forceinline__ void store_qkv(const Place& at, const float (&sums)[8
     *reinterpret_cast<uint2*>(to + half) = make_uint2(bf16_pair(b[0], b[1]), bf16_pair(b[2], b[3]));
 }
 
+// What a layer's FP8 sums are multiplied with: those of q, k, v; gate, up; over the input scale of `down`; down.
+enum Scale { OF_QKV = 0, OF_GATE = 3, OF_UP = 4, OVER_HIDDEN = 5, OF_DOWN = 6 };
+__device__ __forceinline__ float weight_scale(int layer, int which) {
+    return LOW ? reinterpret_cast<const float*>(shared + SCALES)[layer % 2 * 8 + which] : 1.f;
+}
+
 // ---- gate and up: a thread has both of 8 neighbouring features, and of one more where a block has 36 ----
 __device__ __forceinline__ float gelu_tanh(float x) {  // the logistic form: one exponential
     return x / (1.f + exp2_fast(-2.302208198f * (x + 0.044715f * x * x * x)));
 }
-__device__ __forceinline__ void store_hidden(const Place& at, const float (&sums)[COLUMNS / 4], float factor,
+__device__ __forceinline__ void store_hidden(const Place& at, const float (&sums)[COLUMNS / 4], float factor, int layer,
                                              const float2* bias, u16* hidden) {
     const int t = token_of_sums(), first = at.block * (COLUMNS / 2);
+    const float of_gate = factor * weight_scale(layer, OF_GATE), of_up = factor * weight_scale(layer, OF_UP);
+    const float over = weight_scale(layer, OVER_HIDDEN);
     auto value = [&](int j, int feature) {
         const float2 b = bias[feature];
-        return gelu_tanh(sums[2 * j] * factor + b.x) * (sums[2 * j + 1] * factor + b.y);
+        const float v = gelu_tanh(sums[2 * j] * of_gate + b.x) * (sums[2 * j + 1] * of_up + b.y);
+        return LOW ? v * over : v;
     };
-    auto place = [&](int feature) { return hidden + ((first + feature) / 8 * TOKENS + t) * 8 + (first + feature) % 8; };
 #pragma unroll
     for (int j = 0; j < 8; j += 4) {
         const int feature = 8 * at.q + j;
-        uint2 v = make_uint2(bf16_pair(value(j, feature), value(j + 1, feature + 1)),
-                             bf16_pair(value(j + 2, feature + 2), value(j + 3, feature + 3)));
-        if (t < TOKENS && first + feature < MLP) *reinterpret_cast<uint2*>(place(feature)) = v;
+        const float4 v = {value(j, feature), value(j + 1, feature + 1), value(j + 2, feature + 2), value(j + 3, feature + 3)};
+        if (t < TOKENS && first + feature < MLP) store_four(hidden, first + feature, t, v);
     }
     if constexpr (COLUMNS == 72) {
         const float v = value(8, 32 + at.q), next = __shfl_down_sync(~0u, v, 1);
-        if (t < TOKENS && at.q % 2 == 0 && first + 32 < MLP) *reinterpret_cast<u32*>(place(32 + at.q)) = bf16_pair(v, next);
+        if (t < TOKENS && at.q % 2 == 0 && first + 32 < MLP) {
+            u16* to = place(hidden, first + 32 + at.q, t);
+            if (LOW) *to = e4m3_pair(v, next);
+            else *reinterpret_cast<u32*>(to) = bf16_pair(v, next);
+        }
     }
 }
 
@@ -93,12 +115,12 @@ __device__ __forceinline__ float4 exchange_sums(const Place& at, const float (&s
     return total;
 }
 
-// 1 / rms(x) of a token, from the clusters' sums of squares [CLUSTERS][TOKENS].
+// 1 / rms(x) of a token, from the clusters' sums of squares, their share of EPS among them, [CLUSTERS][TOKENS].
 __device__ __forceinline__ float inverse_rms(const float* squares, int token) {
     float all[CLUSTERS], total = 0.f;
 #pragma unroll
     for (int c = 0; c < CLUSTERS; ++c) all[c] = load_fresh(squares + c * TOKENS + token);
 #pragma unroll
     for (int c = 0; c < CLUSTERS; ++c) total += all[c];
-    return rsqrtf(total / WIDTH + EPS);
+    return rsqrtf(total / WIDTH);
 }

@@ -37,8 +37,9 @@ __device__ __forceinline__ int token_of_sums() {
 }
 
 // `slots` of K k each, N rows of the weight: `sums` of this thread's token are of rows 8 j + 2 q and the next, j < N / 8
-// (layouts.py says what these are). `ready`: barriers of the activations, 128 features each, and their parities.
-template <int N, int K>
+// (layouts.py says what these are). `ready`: barriers of the activations, 128 features each, and their parities. With E4M3
+// numbers are pairs of them: twice as many features, and half the k here.
+template <int N, int K, bool E4M3>
 __device__ __forceinline__ Ring product(Ring ring, int slots, u32 ready, float (&sums)[N / 4]) {
     const int group = threadIdx.x / 128;
     const int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 16 + threadIdx.x % 32 / 16 * TOKENS;
@@ -60,7 +61,7 @@ __device__ __forceinline__ Ring product(Ring ring, int slots, u32 ready, float (
             const u32 w = (fresh ? ring.wait() : ring.address()) + k * N * 2;
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) wgmma<N>(d, a[half][i], operand(w + 16 * i * N * 2, N));
+            for (int i = 0; i < 4; ++i) wgmma<N, E4M3>(d, a[half][i], operand(w + 16 * i * N * 2, N));
             wgmma_commit();
             if (slot || half) wgmma_wait<1>();
             if (fresh && slot) ring.release_last();

@@ -31,6 +31,11 @@ __device__ __forceinline__ u32 bf16_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
+__device__ __forceinline__ u16 e4m3_pair(float low, float high) {  // saturated
+    u16 v;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(v) : "f"(high), "f"(low));
+    return v;
+}
 __device__ __forceinline__ u16 bf16(float x) { return (u16)bf16_pair(x, 0.f); }
 __device__ __forceinline__ float2 floats(u32 pair) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));

@@ -14,12 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from pi05_ros.model.gemma import RMS_EPS
+from pi05_ros.model.low_precision import FP8
 from pi05_ros.model.siglip import LAYER_NORM_EPS
+
+ROOM = 0.125  # as csrc/product.cu: what a row's deviation becomes in e4m3
 
 
 @triton.jit
 def _layer_norm(x_ptr, delta_ptr, add_ptr, scale_ptr, out_ptr, sums_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-                ADDED: tl.constexpr, DELTA: tl.constexpr, SUMS: tl.constexpr):
+                ADDED: tl.constexpr, DELTA: tl.constexpr, SUMS: tl.constexpr, ROOM: tl.constexpr):
     at = tl.program_id(0) * WIDTH
     cols = tl.arange(0, BLOCK)
     inside = cols < WIDTH
@@ -32,13 +35,20 @@ def _layer_norm(x_ptr, delta_ptr, add_ptr, scale_ptr, out_ptr, sums_ptr, eps, WI
         x += tl.load(add + cols, mask=inside, other=0.0).to(tl.float32)
         tl.store(x_ptr + at + cols, x.to(x_ptr.dtype.element_ty), mask=inside)
     if SUMS:
-        tl.store(sums_ptr + 2 * tl.program_id(0), tl.sum(x))
-        tl.store(sums_ptr + 2 * tl.program_id(0) + 1, tl.sum(x * x))
+        total, squares = tl.sum(x), tl.sum(x * x)
+        tl.store(sums_ptr + 2 * tl.program_id(0), total)
+        tl.store(sums_ptr + 2 * tl.program_id(0) + 1, squares)
         y = x
+        if ROOM > 0:  # in FP8
+            mean = total / WIDTH
+            y *= ROOM * tl.rsqrt(tl.maximum(squares / WIDTH - mean * mean, 0.0) + eps)
     else:
         centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
         y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
-    tl.store(out_ptr + at + cols, (y * scale).to(out_ptr.dtype.element_ty), mask=inside)
+    y *= scale
+    if ROOM > 0:
+        y = tl.minimum(tl.maximum(y, -448.0), 448.0)
+    tl.store(out_ptr + at + cols, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -60,7 +70,8 @@ def layer_norm(x: Tensor, delta: Tensor | None, add: Tensor | None, scale: Tenso
 
 
 def row_sums(x: Tensor, add: Tensor, scale: Tensor, out: Tensor, sums: Tensor) -> None:
-    """x [rows, W] += add [n, W]; out = x * scale, float32 [W]; sums float32 [rows, 2] of x and of its squares."""
+    """x [rows, W] += add [n, W]; out = x * scale, float32 [W]; sums float32 [rows, 2] of x and of its squares. An e4m3
+    out is in the unit that these sums give."""
     _by_rows(x, None, add, scale, out, sums)
 
 
@@ -70,7 +81,7 @@ def _by_rows(x: Tensor, delta: Tensor | None, add: Tensor | None, scale: Tensor,
     added = 0 if add is None else add.numel() // width
     _layer_norm[(rows,)](x, out if delta is None else delta, x if add is None else add, scale, out,
                          x if sums is None else sums, LAYER_NORM_EPS, width, triton.next_power_of_2(width), added,
-                         delta is not None, sums is not None, num_warps=1)
+                         delta is not None, sums is not None, ROOM if out.dtype == FP8 else 0.0, num_warps=1)
 
 
 def inverse_rms(x: Tensor, out: Tensor) -> None:
