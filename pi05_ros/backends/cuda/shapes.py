@@ -45,9 +45,9 @@ def tile(extent: int, most: int) -> int:
     return size
 
 
-def row_tile(rows: int, most: int = 256) -> int:
-    """Rows a tile of the gated product: as few tiles of at most `most` as can be, equal, a multiple of 8."""
-    tiles = -(-rows // most)
+def row_tile(rows: int) -> int:
+    """Rows a tile of the gated product: as few tiles of at most 256 as can be, equal, a multiple of 8."""
+    tiles = -(-rows // 256)
     return -(-rows // (8 * tiles)) * 8
 
 

@@ -2,30 +2,9 @@
 // out [rows, F] = gelu_tanh(f x gate^T) * (f x up^T), x [rows, K], weight [2F, K] = gate over up, all bfloat16; f is a
 // factor a row in float32 (the norm of x), of which there are as many as the tiles have rows: given, or computed here by a
 // warp of each block while the first tiles are under way (shared_rows.cuh).
-//
-// Weights are the left operand and rows of x the right one, because wgmma's right side may be any multiple of 8: tiles of
-// 64 features (128 weight rows) and ROWS rows waste little at any length. The weights' tensor map puts 8 rows of gate and
-// the same 8 of up in turn, so that one thread holds gate and up of the same element. One warpgroup only loads (TMA into
-// a ring of STAGES), two multiply 64 weight rows each. Blocks come in pairs (a cluster) that share the rows of x, each
-// loading half of them for both. Persistent: a pair walks over the tiles, rows fastest, so that the weights come from
-// memory once. The second warpgroup starts LAG steps behind, so that epilogues run under the other's products.
-// Defines: F (a multiple of 128), K (of 64), ROWS (of 8, at most 256), STAGES, SHARED_BYTES, and for the assembly of
-// wgmma: LAST = ROWS / 8 - 1 (its lists), LEFT = ROWS / 2, RIGHT and KEEP the next two (the operands behind them).
-// Launch: 384 threads, clusters of 2.
+// Tiles, pairs of blocks and what is to be defined: gate_up_tiles.cuh, with K a multiple of 64.
 #include "shared_rows.cuh"
 #include "wgmma.cuh"
-
-constexpr int LAG = 1, STEP = 64, FEATURES = 64, HALF = (ROWS + 15) / 16 * 8;  // HALF: rows of x a block loads
-constexpr u32 W_BYTES = 128 * 128, X_BYTES = 2 * HALF * 128, STAGE_BYTES = W_BYTES + X_BYTES;
-constexpr u32 OUT = STAGES * STAGE_BYTES, OUT_BYTES = ROWS * 64, BARRIERS = OUT + 2 * OUT_BYTES, NORMED = BARRIERS + 16 * STAGES;
-static_assert(SHARED_BYTES == NORMED + 16, "shared memory");
-constexpr int STEPS = K / STEP, PAIRS = F / FEATURES / 2;
-
-#define QUOTE(x) #x
-#define QUOTED(x) QUOTE(x)
-#define NUMBER(x) "%" QUOTED(x)
-#define JOINT(a, b) a##b
-#define JOIN(a, b) JOINT(a, b)
 
 // d [64, ROWS] (+)= a [64, 16] b [ROWS, 16]^T; both K-major in shared memory.
 DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
@@ -34,25 +13,12 @@ DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
                  NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1, 0, 0;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate));
 }
 
-DEVICE void load_tiles(const TensorMap *x, const TensorMap *weight, u32 shared, int row_tiles, int rank) {
-    u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
-    int stage = 0, phase = 1;  // a fresh ring is empty
-    for (int tile = blockIdx.x / 2; tile < row_tiles * PAIRS; tile += gridDim.x / 2) {
-        int row = tile % row_tiles * ROWS, feature = (tile / row_tiles * 2 + rank) * FEATURES;
-        for (int step = 0; step < STEPS; ++step) {
-            u32 to = shared + stage * STAGE_BYTES, there = full + 8 * stage;
-            barrier_wait(empty + 8 * stage, phase);
-            barrier_expect(there, STAGE_BYTES);
-            tma_load(to, weight, there, step * STEP, 0, 0, feature / 8);
-            tma_load_multicast(to + W_BYTES + rank * (X_BYTES / 2), x, there, step * STEP, row + rank * HALF, 3);
-            if (++stage == STAGES) stage = 0, phase ^= 1;
-        }
-    }
-    for (int i = 0; i < STAGES; ++i) {  // stay until the other block has read the last of what we sent it
-        barrier_wait(empty + 8 * stage, phase);
-        if (++stage == STAGES) stage = 0, phase ^= 1;
-    }
-}
+constexpr int STEP = 64;
+constexpr u32 OUT_BYTES = ROWS * 64;
+#include "gate_up_tiles.cuh"
+
+constexpr u32 NORMED = BARRIERS + 16 * STAGES;
+static_assert(SHARED_BYTES == NORMED + 16, "shared memory");
 
 // Two factors; not before what `from` was said to wait for, but with others under way.
 DEVICE float2 load_factors(const float2 *from) {
@@ -71,37 +37,15 @@ DEVICE u32 gated(float g0, float g1, float u0, float u1) {
 }
 
 DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int row_tiles, int rank, int group) {
-    u32 full = shared + BARRIERS, empty = full + 8 * STAGES, staging = shared + OUT + group * OUT_BYTES;
-    int thread = threadIdx.x & 127, stage = 0, phase = 0;
+    u32 staging = shared + OUT + group * OUT_BYTES;
+    int thread = threadIdx.x & 127;
     // A lane's 16 bytes, 8 features of its row in a block of 8, in the 64-byte swizzle
     u32 to = staging + thread % 8 * 64 + ((thread / 32 ^ thread % 8 / 2) << 4);
     float d[ROWS / 2];
+    Place at{0, 0, group == 0};
     if (group == 1) barrier_sync(1, 256);  // the first warpgroup goes ahead
-    bool first = true;
     for (int tile = blockIdx.x / 2; tile < row_tiles * PAIRS; tile += gridDim.x / 2) {
-        int last = stage;
-        for (int step = 0; step < STEPS; ++step) {
-            barrier_wait(full + 8 * stage, phase);
-            u64 a = tile_k_major(shared + stage * STAGE_BYTES + group * (W_BYTES / 2));
-            u64 b = tile_k_major(shared + stage * STAGE_BYTES + W_BYTES);
-            pin(d);
-            wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < STEP / 16; ++k) wgmma(d, a + 2 * k, b + 2 * k, step + k > 0);
-            wgmma_commit();
-            pin(d);
-            if (step > 0) {
-                wgmma_wait<1>();  // the step before this one is done: its stage is free, in both blocks
-                if (thread < 2) barrier_arrive_at(empty + 8 * last, thread);
-            }
-            last = stage;
-            if (++stage == STAGES) stage = 0, phase ^= 1;
-            if (first && group == 0 && step == LAG) barrier_sync(1, 256);
-        }
-        first = false;
-        wgmma_wait<0>();
-        if (thread < 2) barrier_arrive_at(empty + 8 * last, thread);
-        pin(d);
+        products(d, shared, group, at);
         if (thread == 0) tma_store_wait_read();  // the staging tile has been sent
         const float2 *factor = (const float2 *)(factors + tile % row_tiles * ROWS) + thread % 4;
         barrier_wait(shared + NORMED, 0);
@@ -129,18 +73,8 @@ gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
     int rank = cluster_rank(), group = warpgroup(), row_tiles = (rows + ROWS - 1) / ROWS;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; ++i) {
-            barrier_init(shared + BARRIERS + 8 * i, 1);
-            barrier_init(shared + BARRIERS + 8 * (STAGES + i), 4);  // two warpgroups of two blocks
-        }
-        barrier_init(shared + NORMED, 1);
-        barrier_init_done();
-        prefetch_map(&x);
-        prefetch_map(&weight);
-        prefetch_map(&out);
-    }
-    cluster_sync();
+    if (threadIdx.x == 0) barrier_init(shared + NORMED, 1);
+    begin(&x, &weight, &out, shared);
     if (group == 0) {
         set_registers_down<40>();
         if (threadIdx.x == 0) load_tiles(&x, &weight, shared, row_tiles, rank);

@@ -31,12 +31,6 @@ static_assert(SHARED_BYTES == BARRIERS + 16 * STAGES + 16 && STAGES * STAGE_BYTE
 static_assert(SPLIT <= 2 && (SPLIT == 1 || RESIDUAL) && COLUMNS % (8 * SPLIT) == 0, "shapes");
 #include "product_epilogues.cuh"
 
-#define QUOTE(x) #x
-#define QUOTED(x) QUOTE(x)
-#define NUMBER(x) "%" QUOTED(x)
-#define JOINT(a, b) a##b
-#define JOIN(a, b) JOINT(a, b)
-
 #if E4M3
 #define KIND "k32.f32.e4m3.e4m3 {"
 #define ORDERS ", p, 1, 1;\n}"

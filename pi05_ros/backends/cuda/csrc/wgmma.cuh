@@ -29,6 +29,13 @@ template <int N> DEVICE void pin(float (&d)[N]) {
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// To write an operand's number, or a list's name, that is given when a kernel is compiled.
+#define QUOTE(x) #x
+#define QUOTED(x) QUOTE(x)
+#define NUMBER(x) "%" QUOTED(x)
+#define JOINT(a, b) a##b
+#define JOIN(a, b) JOINT(a, b)
+
 // The assembly's list of 4 (i + 1) registers, and the operands behind it: the accumulators of 8 (i + 1) columns.
 #define REGISTERS_0 "%0, %1, %2, %3"
 #define REGISTERS_1 REGISTERS_0 ", %4, %5, %6, %7"

@@ -21,44 +21,36 @@ from pi05_ros.backends.cuda.shapes import row_tile
 from pi05_ros.backends.cuda.tma import TensorMap
 
 STEP = 128  # of K at a time
-PROMOTE = 2  # steps between additions to float32 sums; 0: none, and higher tiles
 
 
-def fits_hopper(features: int, inner: int, device: torch.device, promote: int = PROMOTE) -> bool:
+def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return hopper and features % 128 == 0 and inner % (STEP * max(1, promote)) == 0 and inner >= 2 * STEP
+    return hopper and features % 128 == 0 and inner % STEP == 0 and inner >= 2 * STEP
 
 
-def tile_rows(rows: int, promote: int) -> int:
-    """As high as registers allow: 232 a thread, half a tile's rows for the tensor cores, as many for float32 sums."""
-    return row_tile(rows, 200 if promote else 256)
-
-
-def defines(features: int, inner: int, tile: int, promote: int) -> dict[str, int]:
+def defines(features: int, inner: int, tile: int) -> dict[str, int]:
     """What csrc/gate_up_fp8.cu is compiled with: as many stages as shared memory holds."""
     half, sums = (tile + 15) // 16 * 8, tile // 2
     stage, out = 128 * 128 + 2 * half * 128, 2 * tile * 32
     stages = (MOST_SHARED - out) // (stage + 16)
-    return {"F": features, "K": inner, "ROWS": tile, "PROMOTE": promote, "STAGES": stages,
-            "SHARED_BYTES": stages * (stage + 16) + out, "LAST": tile // 8 - 1, "LEFT": sums, "RIGHT": sums + 1,
-            "KEEP": sums + 2}
+    return {"F": features, "K": inner, "ROWS": tile, "STAGES": stages, "SHARED_BYTES": stages * (stage + 16) + out,
+            "LAST": tile // 8 - 1, "LEFT": sums, "RIGHT": sums + 1, "KEEP": sums + 2}
 
 
 @functools.cache
-def _kernel(features: int, inner: int, tile: int, promote: int, device: torch.device) -> tuple[Kernel, int]:
-    given = defines(features, inner, tile, promote)
+def _kernel(features: int, inner: int, tile: int, device: torch.device) -> tuple[Kernel, int]:
+    given = defines(features, inner, tile)
     kernel = Program("gate_up_fp8", given, device).kernel("gate_up_fp8", given["SHARED_BYTES"])
     return kernel, torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def gated_product_fp8(x: Tensor, layer: Fp8GateUp, gate_up: Tensor, out: Tensor, portable: bool = False,
-                      promote: int = PROMOTE) -> None:
+def gated_product_fp8(x: Tensor, layer: Fp8GateUp, gate_up: Tensor, out: Tensor, portable: bool = False) -> None:
     """x e4m3 [rows, K], out e4m3 [rows, F]; `gate_up` bfloat16 [rows, 2F] is scratch. `portable`: the library's."""
     (rows, inner), features = x.shape, out.shape[1]
-    if portable or not fits_hopper(features, inner, x.device, promote):
+    if portable or not fits_hopper(features, inner, x.device):
         return glu_to_fp8(raw_product(x, layer.weight, gate_up), layer.factors, out)
-    tile = tile_rows(rows, promote)
-    kernel, processors = _kernel(features, inner, tile, promote, x.device)
+    tile = row_tile(rows)
+    kernel, processors = _kernel(features, inner, tile, x.device)
     blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
     # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]
     in_turn = layer.weight.view(2, features // 8, 8, inner).transpose(0, 1)
