@@ -5,8 +5,8 @@ turns (`order` says how), so that clocks and heat treat them alike. `--backends`
 of one choice are joined by `+`: `eager,cuda,vision=cuda+prefix=cuda`. `cuda@fp8_mlp` is the model quantised by that
 recipe, in memory; its floors are those of its precisions. Targets hold for the last backend named.
 
-JSON: rows, each as `latency` gives them (backend, shape, median_ms, p99_ms, floor_ms, gap, p99_ratio, error, repeats,
-ran: how many quantised layers run how, memory); runs, order, horizon, seed.
+JSON: rows, each as `latency` gives them (backend, shape, median_ms, p99_ms, floor_ms, gap, p99_ratio, error,
+error_limit, repeats, ran: how many quantised layers run how, memory); runs, order, horizon, seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLOORS = ("shape", "backend", *TIMED_STAGES, "total", "quantised layers")
 def run(setting: Setting, backends: Sequence[str], shapes: Sequence[Shape], runs: int, seed: int,
         targets: Targets) -> Findings:
     rows = measure(setting, backends, shapes, runs, seed)
-    gates = [gate for row in rows for gate in sound(row, setting.dtype)]
+    gates = [gate for row in rows for gate in sound(row)]
     gates += [gate for row in rows if row.backend == backends[-1]
               for gate in targets.gates(row, list(shapes).index(row.shape))]
     horizon = setting.config.action_horizon

@@ -4,8 +4,8 @@
 stage 0 from 640x480 camera frames on the host, reported beside it.
 
 JSON: backend, shape, median_ms, p99_ms, floor_ms, gap (each by stage and `total`), p99_ratio (of the total, over its
-median), error, repeats, memory {allocated_gb, reserved_gb: PyTorch's peaks, loading included; device_gb: in use on the
-device; held_gb: allocated before}, runs, order, horizon, seed.
+median), error, error_limit, repeats, memory {allocated_gb, reserved_gb: PyTorch's peaks, loading included; device_gb:
+in use on the device; held_gb: allocated before}, runs, order, horizon, seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(setting: Setting, backend: str, shape: Shape, runs: int, seed: int, targ
              gap(t.median, row.floors_ms[name])) for name, t in row.times.items()]
     return Findings([Table(title, ("stage", "median ms", "p99 ms", "floor ms", "gap"), rows)],
                     {**row.as_data(), "runs": runs, "order": ORDER, "horizon": horizon, "seed": seed},
-                    [*sound(row, setting.dtype), *targets.gates(row, 0)], [describe(row)])
+                    [*sound(row), *targets.gates(row, 0)], [describe(row)])
 
 
 def describe(row: Row) -> str:
