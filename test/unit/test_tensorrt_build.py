@@ -14,7 +14,7 @@ from pi05_ros.backends.tensorrt.build import BuildOptions, build_engine, way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog, PhaseProgress
 from pi05_ros.backends.tensorrt.names import read_manifest
 from pi05_ros.backends.tensorrt.plan_cache import read_entries, read_plan
-from pi05_ros.backends.tensorrt.precision import engine_layers, fell_back, seen
+from pi05_ros.backends.tensorrt.precision import engine_layers, fell_back, kept_wider, seen
 from pi05_ros.cli.main import main
 from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import BackendError, ConfigError
@@ -195,6 +195,7 @@ def test_layers_of_a_higher_precision_are_named():
     # What a fused block hides is not judged, and is said to be so; a reformatting layer is no product.
     assert seen(WANTED, [layer for layer in layers if layer.kind != "Reformat"]) == 4
     assert not fell_back(WANTED, engine_layers("no JSON")) and len(layers) == 7
+    assert len(engine_layers(json.dumps(INSPECTED).replace("gate", "ga\nte"))) == 7  # 8.6 has line ends in strings
 
 
 def test_an_engine_whose_layers_fell_back_is_refused_unless_allowed(rtx, exports, monkeypatch):
@@ -210,6 +211,22 @@ def test_an_engine_whose_layers_fell_back_is_refused_unless_allowed(rtx, exports
         build_engine(rtx, directory / spec.file, spec, BuildOptions(target="8.9"))
     built = build_engine(rtx, directory / spec.file, spec, BuildOptions(target="8.9", allow_fallback=True))
     assert len(built.fallbacks) == 1 and built.judged == 1 and built.memory_bytes == 4096
+
+
+def test_an_engine_that_keeps_its_weights_wider_than_the_graph_is_refused_unless_allowed(rtx, exports, monkeypatch):
+    """What a fused block hides shows in its size; these are those of TensorRT 8.6, float16 `step` and `prefix`."""
+    from pi05_ros.backends.tensorrt import precision
+
+    (found,) = kept_wider(278_365_612, 138_739_712)
+    assert str(found) == "all weights: 278 MB instead of 139 MB (in 'the engine')"
+    assert not kept_wider(798_493_852, 796_983_296) and not kept_wider(2_500_000, 1_000_000) and not kept_wider(9, 0)
+    monkeypatch.setattr(precision, "MORE_BYTES", 0)
+    directory = exports["tiny"]
+    spec = replace(read_manifest(directory).stages["modulation"], bytes=1)
+    with pytest.raises(BackendError, match="1 of higher precision: all weights.*--allow-fallback"):
+        build_engine(rtx, directory / spec.file, spec, BuildOptions(target="8.9"), inspect=False)
+    allowed = BuildOptions(target="8.9", allow_fallback=True)
+    assert len(build_engine(rtx, directory / spec.file, spec, allowed, inspect=False).fallbacks) == 1
 
 
 def test_contexts_share_the_profile_where_that_must_be_asked_for():

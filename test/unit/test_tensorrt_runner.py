@@ -16,6 +16,7 @@ import pi05_ros
 from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.names import TensorSpec
 from pi05_ros.backends.tensorrt.plan_cache import PlanEntry, PlanKey, gpu_name, write_plan
+from pi05_ros.backends.tensorrt.precision import engine_layers
 from pi05_ros.backends.tensorrt.runner import Engine, Execution
 from pi05_ros.errors import BackendError
 
@@ -84,6 +85,13 @@ def test_every_context_of_8_6_is_given_the_profile_before_its_tensors(tmp_path, 
         script.fails, script.words = {"set_optimization_profile_async"}, "Profile 0 has been chosen by another"
         with pytest.raises(BackendError, match="an execution context, received Profile 0 has been chosen by another"):
             Execution(engine, ADDRESSES, SHAPES, MEMORY)
+
+
+def test_an_engine_is_inspected_with_shapes_without_which_it_tells_no_types(tmp_path, script):
+    engine = Engine(api_of(script), entry_in(tmp_path, script), GPU)
+    assert [layer.types for layer in engine_layers(engine.inspect())] == [("float16",)]
+    script.fails = {"create_context"}
+    assert [layer.types for layer in engine_layers(engine.inspect())] == [()]
 
 
 def test_what_an_execution_needs_lives_as_long_as_it(tmp_path, script):

@@ -74,6 +74,8 @@ def test_a_release_without_strong_typing_keeps_float32_where_the_graph_has_it_an
         kept = [layer.name for layer in layers if layer.precision is kinds.FLOAT]
         assert kept == (["softmax4", "elementwise8", "matrix_multiply9"] if wanted else [])
         assert [layer.name for layer in layers if layer.set == {0: kinds.FLOAT}] == kept
+        half = [layer.name for layer in layers if layer.precision is kinds.HALF and layer.set == {0: kinds.HALF}]
+        assert half == (["matrix_multiply2", "matrix_multiply6"] if wanted else [])  # products alone are asked for it
         products = wanted_products(api, network, types)
         assert list(products.values()) == ["float16", "float16" if wanted else "float32", "float32"]
     for precision in ({"dtype": "bfloat16"}, {"dtype": "float16", "quantisation": "fp8"}):

@@ -7,7 +7,7 @@ dropped what was deprecated. All such differences are in this file. No PyTorch; 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,16 @@ class Api:
             return engine.create_execution_context(strategies.USER_MANAGED)
         runtime_config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
         return engine.create_execution_context(runtime_config)
+
+    def inspect(self, engine: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """The layers of `engine` as JSON, its inputs of these shapes: without them, one of dynamic shapes tells no
+        types."""
+        inspector = engine.create_engine_inspector()
+        context = self.create_context(engine)
+        if context is not None and self.choose_profile(context, 0) and all(
+                [context.set_input_shape(name, shape) for name, shape in shapes.items()]):
+            inspector.execution_context = context
+        return str(inspector.get_engine_information(self.module.LayerInformationFormat.JSON))
 
     def share_profile(self, config: Any) -> None:
         """Let every context of an engine have its only profile. 8.6 gives it to one, unless it is built so."""

@@ -7,15 +7,24 @@ there with the FP16 flag and the graph's types obeyed. No PyTorch; Python 3.10 o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.build_log import BuildLog, PhaseProgress, Progress
 from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
-from pi05_ros.backends.tensorrt.precision import EngineLayer, Fallback, engine_layers, fell_back, seen, wanted_products
+from pi05_ros.backends.tensorrt.precision import (
+    EngineLayer,
+    Fallback,
+    engine_layers,
+    fell_back,
+    kept_wider,
+    seen,
+    wanted_products,
+)
 from pi05_ros.backends.tensorrt.weak_types import obey_types
 from pi05_ros.errors import BackendError
 
@@ -91,15 +100,25 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     if plan is None:
         raise BackendError(f"engine of '{onnx_file.name}'", expected="an engine from TensorRT " + api.version,
                            received=log.reason, way_out=way_out(log.reason))
-    inspected, memory = look(api, logger, plan, log, onnx_file.name) if inspect else ("", None)
+    inspected, memory = look(api, logger, plan, log, onnx_file.name, largest(graph)) if inspect else ("", None)
     layers = engine_layers(inspected)
-    fallbacks = fell_back(wanted, layers)
-    if fallbacks and not options.allow_fallback:
-        raise BackendError(f"engine of '{onnx_file.name}'", expected="the precision of the graph in every product",
-                           received=f"{len(fallbacks)} of higher precision: " + "; ".join(map(str, fallbacks[:5])),
-                           way_out="Take a newer TensorRT, another --dtype, or --allow-fallback to run it as it is.")
+    fallbacks = fell_back(wanted, layers) + kept_wider(memoryview(plan).nbytes, graph.bytes)
+    check_fallbacks(fallbacks, options, onnx_file.name)
     return Built(plan, inputs, outputs, wanted, inspected, tuple(layers), tuple(fallbacks), seen(wanted, layers),
                  memory, tuple(log.lines), time.monotonic() - began, b"" if cache is None else cache.serialize())
+
+
+def largest(graph: GraphSpec, bindings: Mapping[str, str] = MappingProxyType({})) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs by name, or by what `bindings` call it, at the end of the profile."""
+    return {bindings.get(spec.name, spec.name): spec.max for spec in graph.inputs}
+
+
+def check_fallbacks(fallbacks: Sequence[Fallback], options: BuildOptions, name: str) -> None:
+    """BackendError unless there are none, or they are allowed."""
+    if fallbacks and not options.allow_fallback:
+        raise BackendError(f"engine of '{name}'", expected="the precision of the graph in every product",
+                           received=f"{len(fallbacks)} of higher precision: " + "; ".join(map(str, fallbacks[:5])),
+                           way_out="Take a newer TensorRT, another --dtype, or --allow-fallback to run it as it is.")
 
 
 def parse(trt: Any, network: Any, logger: Any, log: BuildLog, onnx_file: Path) -> None:
@@ -170,16 +189,16 @@ def make_profile(builder: Any, network: Any, graph: GraphSpec) -> Any:
     return profile
 
 
-def look(api: Api, logger: Any, plan: Any, log: BuildLog, name: str) -> tuple[str, int]:
-    """The inspector's JSON of a plan, and the memory that a context needs; BackendError if it cannot be loaded."""
+def look(api: Api, logger: Any, plan: Any, log: BuildLog, name: str,
+         shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:
+    """The inspector's JSON of a plan, its inputs of these shapes, and the memory that a context needs; BackendError if
+    it cannot be loaded."""
     runtime = api.made("Runtime", logger, log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendError(f"engine of '{name}'", expected="to be loaded by the TensorRT that built it",
                            received=log.reason, way_out=way_out(log.reason))
-    inspector = engine.create_engine_inspector()
-    information = inspector.get_engine_information(api.module.LayerInformationFormat.JSON)
-    return information, api.memory_bytes(engine)
+    return api.inspect(engine, shapes), api.memory_bytes(engine)
 
 
 def way_out(reason: str) -> str:

@@ -66,9 +66,8 @@ class Engine:
         return self._log.reason
 
     def inspect(self) -> str:
-        """The layers as JSON."""
-        inspector = self._engine.create_engine_inspector()
-        return inspector.get_engine_information(self.api.module.LayerInformationFormat.JSON)
+        """The layers as JSON, for the largest inputs."""
+        return self.api.inspect(self._engine, {self.entry.binding(spec.name): spec.max for spec in self.entry.inputs})
 
     def create_context(self, stream: int) -> Any:
         """A context without memory, with the engine's profile; BackendError if TensorRT has none to give."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from pi05_ros.backends.tensorrt.api import Api
 from pi05_ros.backends.tensorrt.names import GraphSpec
+from pi05_ros.backends.tensorrt.precision import PRODUCTS
 from pi05_ros.errors import BackendError
 
 FLOATS = ("float32", "float16")
@@ -43,7 +44,8 @@ def _told(api: Api, layer: Any, index: int) -> str:
 
 def obey_types(api: Api, config: Any, graph: GraphSpec, network: Any) -> Mapping[str, str]:
     """Allow float16, but keep in float32 what the graph has so (softmax, norms, sums), which the builder would compute
-    in float16 too. Returns `graph_types`.
+    in float16 too, and ask for float16 where products have it, which it computed in float32 in some graphs. Returns
+    `graph_types`.
 
     Raises:
         BackendError: types that such a release does not have.
@@ -55,13 +57,16 @@ def obey_types(api: Api, config: Any, graph: GraphSpec, network: Any) -> Mapping
                            way_out="Export with --dtype float16, or take TensorRT 10 or later.")
     if dtype != "float16":
         return {}
-    types = graph_types(api, network)
+    types, kinds = graph_types(api, network), api.module.DataType
     config.set_flag(flags.FP16)
     config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
     for layer in map(network.get_layer, range(network.num_layers)):
         names = [layer.get_output(index).name for index in range(layer.num_outputs)]
-        if layer.type.name not in UNTYPED and all(types.get(name) == "float32" for name in names):
-            layer.precision = api.module.DataType.FLOAT
-            for index in range(len(names)):
-                layer.set_output_type(index, api.module.DataType.FLOAT)
+        given = {types.get(name) for name in names}
+        asked = kinds.FLOAT if given == {"float32"} else kinds.HALF if given == {"float16"} else None
+        if asked is None or layer.type.name in UNTYPED or asked is kinds.HALF and layer.type.name not in PRODUCTS:
+            continue
+        layer.precision = asked
+        for index in range(len(names)):
+            layer.set_output_type(index, asked)
     return types

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pi05_ros.backends.tensorrt.api import BITS, Api
-from pi05_ros.backends.tensorrt.build import BuildOptions, Built, look, way_out
+from pi05_ros.backends.tensorrt.build import BuildOptions, Built, check_fallbacks, largest, look, way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog, Progress
 from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
-from pi05_ros.backends.tensorrt.precision import engine_layers
+from pi05_ros.backends.tensorrt.precision import engine_layers, kept_wider
 from pi05_ros.backends.torch_tensorrt.program_files import module_of_node, open_program
 from pi05_ros.backends.torch_tensorrt.settings import arguments
 from pi05_ros.errors import BackendError
@@ -88,10 +88,13 @@ def build_engine(api: Api, file: Path, graph: GraphSpec, options: BuildOptions, 
     bindings = bindings_of(compiled, engine, graph)
     plan, log = engine.serialized_engine, BuildLog()
     del compiled, engine  # it was loaded; the next line wants the memory
-    inspected, memory = look(api, api.logger(log), plan, log, file.name) if inspect else ("", None)
+    inspected, memory = look(api, api.logger(log), plan, log, file.name, largest(graph, bindings)) if inspect else (
+        "", None)
+    fallbacks = kept_wider(memoryview(plan).nbytes, graph.bytes)
+    check_fallbacks(fallbacks, options, file.name)
     progress(1.0, "compiled")
-    return Built(plan, graph.inputs, graph.outputs, products(program), inspected, tuple(engine_layers(inspected)), (),
-                 0, memory, (NOT_JUDGED, *log.lines), time.monotonic() - began, measured, bindings)
+    return Built(plan, graph.inputs, graph.outputs, products(program), inspected, tuple(engine_layers(inspected)),
+                 tuple(fallbacks), 0, memory, (NOT_JUDGED, *log.lines), time.monotonic() - began, measured, bindings)
 
 
 def input_of(library: Any, spec: TensorSpec) -> Any:
