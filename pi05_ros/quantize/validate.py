@@ -56,6 +56,7 @@ class Comparison:
     idle: list[str] = field(default_factory=list)  # quantised layers that should have run and did not
     unchanged: list[str] = field(default_factory=list)  # quantised layers whose weights are the reference's
     wider: list[str] = field(default_factory=list)  # layers that a backend does not multiply in FP8
+    wider_share: float = 0.0  # of the quantised weights that it reads
 
     @property
     def worst_layer(self) -> str:
@@ -70,6 +71,7 @@ class Comparison:
                 "steps": [[asdict(one) for one in observation] for observation in self.steps],
                 "layers": {name: asdict(one) for name, one in self.layers.items()}, "worst_layer": self.worst_layer,
                 "runs": dict(self.runs), "idle": self.idle, "unchanged": self.unchanged, "wider": self.wider,
+                "wider_share": self.wider_share,
                 "simulated": bool(self.runs["simulated"])}
 
 

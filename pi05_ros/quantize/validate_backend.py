@@ -7,6 +7,7 @@ named.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,6 +46,8 @@ def compare_backend(reference: Pi05, built: StageSet, samples: Sequence[Sample],
     found.runs = Counter(runs.values())
     found.idle = [name for name in built.quantisation.layers if name not in runs and name not in unread]
     found.wider = [name for name, how in runs.items() if how != LOW]
+    weights = {name: math.prod(built.quantisation.layers[name].shape) for name in runs}
+    found.wider_share = sum(weights[name] for name in found.wider) / max(1, sum(weights.values()))
     return found
 
 

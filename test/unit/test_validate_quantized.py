@@ -6,6 +6,7 @@ import pytest
 import torch
 from toy_episodes import one_thread  # noqa: F401 (a fixture)
 
+from pi05_ros.cli import validate_quantized as command
 from pi05_ros.cli.main import main
 from pi05_ros.config import tiny_config
 from pi05_ros.errors import CheckpointError, ConfigError
@@ -130,7 +131,7 @@ def test_the_command_judges_by_gates(capsys):
 
 
 def test_a_backend_is_judged_by_its_own_word_and_its_own_actions(capsys, monkeypatch):
-    """One that does not say how layers ran fails, and one that says it multiplies some of them in a wider form."""
+    """One that does not say how layers ran fails, and one that says it multiplies many of them in a wider form."""
     from pi05_ros.backends.eager import EagerStages
 
     words, mlps = [*WORDS, "--backend", "prefix=eager"], [
@@ -143,14 +144,16 @@ def test_a_backend_is_judged_by_its_own_word_and_its_own_actions(capsys, monkeyp
         assert report["backend"] == "prefix=eager" and all(len(of) == 1 for of in report["stages"].values())
         return {gate["name"]: gate["value"] for gate in report["gates"] if not gate["ok"]}, report["runs"]
 
-    simulated = "quantised layers that were not multiplied in FP8"
-    assert failed() == ({simulated: len(mlps)}, {"simulated": len(mlps)})  # eager, on a CPU
+    simulated = "share of the quantised weights not multiplied in FP8"
+    assert failed() == ({simulated: 1.0}, {"simulated": len(mlps)})  # eager, on a CPU
     monkeypatch.setattr(EagerStages, "runs", {})
     assert failed() == ({"quantised layers that did not run": len(mlps)}, {})
     monkeypatch.setattr(EagerStages, "runs", dict.fromkeys(mlps, "FP8"))
     assert failed() == ({}, {"FP8": len(mlps)})
     EagerStages.runs[mlps[0]] = "bfloat16, weights from FP8"
-    assert failed()[0] == {simulated: 1}
+    assert failed()[0] == {simulated: pytest.approx(1 / len(mlps))}
+    monkeypatch.setattr(command, "MOST_WIDER", 1.1 / len(mlps))
+    assert failed()[0] == {}
 
 
 def test_the_command_fails_where_nothing_was_quantised(monkeypatch):
