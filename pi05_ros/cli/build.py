@@ -7,7 +7,8 @@
 
 Engines are kept under all they depend on: weights, shapes, precision, TensorRT's release, GPU. What is there already
 is not built again. A full model takes minutes; measured kernels are remembered for the next build (timing cache). An
-engine in which a matrix product is computed in a higher precision than the graph's is refused unless --allow-fallback.
+engine in which a matrix product is computed in a higher precision than the graph's, or that is much larger than the
+graph's weights, is refused unless --allow-fallback.
 
 --flavour tensorrt_rtx --gpu 8.9 builds without a GPU, for RTX desktops: that is executed in this project's tests. What
 has not been executed on real hardware yet: `--flavour tensorrt` of release 9 and later, loading and running engines on
@@ -15,8 +16,8 @@ Jetson or RTX, and what the engine inspector says there (docs/tensorrt.md has th
 
 --flavour torch_tensorrt takes programs (`pi05 export --format torch`) and settings of torch_tensorrt from
 config/torch_tensorrt.yaml or --settings. A stage has to become one engine: operators that would stay in PyTorch are
-named and refused. Layers that fall back to float32 are not seen, as torch_tensorrt's engines do not tell types. Not
-executed on real hardware at all.
+named and refused. Single layers that fall back to float32 are not seen, as torch_tensorrt's engines do not tell types.
+Not executed on real hardware at all.
 
 JSON: engines [{graph, file, bytes, seconds, built, products {dtype: number}, inspected, judged, fallbacks,
 memory_bytes}], flavour, version, gpu, output, peak_memory_gb.

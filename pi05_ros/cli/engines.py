@@ -4,8 +4,8 @@
 installed TensorRT, compares its bindings, and tells why one cannot be used here. `--layers GRAPH` lists the layers that
 TensorRT made of a graph with their types, where the engine was built or loaded on its GPU.
 
-Loading has been executed with a stand-in of TensorRT, and on real hardware by release 8.6 for vision and modulation in
-float32 only (docs/tensorrt.md).
+Loading has been executed with a stand-in of TensorRT, and on real hardware by release 8.6 alone, in float32 and
+float16 (docs/tensorrt.md).
 
 JSON: directory, engines [{graph, file, bytes, flavour, version, gpu, precision, bindings, products, judged, fallbacks,
 memory_bytes, checked, loaded, problem}]. Exit status 0: no engine has a problem.

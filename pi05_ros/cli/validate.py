@@ -10,8 +10,8 @@ are judged without it.
 
 Programs (`pi05 export --format torch`) are read from the disk and run by PyTorch on the CPU, in their own types; their
 engines with --runner torch_tensorrt. Keys and values are compared layer by layer: a layer with another's weights shows.
-Runners of engines have been executed on real hardware for vision and modulation in float32 by TensorRT 8.6, and not for
-other stages and releases (docs/tensorrt.md).
+Runners of engines have been executed on real hardware by TensorRT 8.6, in float32 and float16, and by no other release
+(docs/tensorrt.md).
 
 onnxruntime on a CPU has no bfloat16 arithmetic and no float8 worth the name: graphs of 16 bits are run as float32
 copies, so that what is checked is the graph and its rounded weights (--native: float16 as it is). The gate is --limit,
