@@ -21,6 +21,7 @@ from std_srvs.srv import Trigger
 
 from pi05_ros.errors import ObservationError, Pi05Error, WorkerError
 from pi05_ros.ros import parameters
+from pi05_ros.ros.clock import now_ns
 from pi05_ros.ros.diagnostics import Diagnostics
 from pi05_ros.ros.parts import Finished, Hooks, Parts, build
 from pi05_ros.ros.subscriptions import TOPICS
@@ -223,7 +224,7 @@ class PolicyNode(SupervisedNode):
         self.diagnostics.publish(self.state_label, self._fault, shown, counted)
 
     def _now_ns(self) -> int:
-        return self.get_clock().now().nanoseconds
+        return now_ns(self.get_clock())
 
     # ------------------------------------------------------------------ parameters, prompt, reset
 

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from pi05_ros.errors import ConfigError, ObservationError
+from pi05_ros.ros.clock import now_ns
 from pi05_ros.ros.conversions import ImageDecoder, JointReader, WireFrame
 from pi05_ros.ros.wire_images import WireImage, read_compressed_image, read_image
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
@@ -112,7 +113,7 @@ class Subscriptions:
 
     def _put(self, slot: str, value: Any, stamp: int) -> None:
         try:
-            self._mailbox.put(slot, value, stamp, self._node.get_clock().now().nanoseconds)
+            self._mailbox.put(slot, value, stamp, now_ns(self._node.get_clock()))
         except ObservationError as error:
             self._report(error)
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pi05_ros.errors import ObservationError
 
 HEADER_BYTES = 4  # of the encapsulation; alignment counts from behind it
-PLAIN_CDR = {b"\x00\x00": ">", b"\x00\x01": "<"}  # byte orders of plain CDR, the format of ROS 2's messages
+# Numbers in the byte orders of plain CDR, the format of ROS 2's messages.
+PLAIN_CDR = {start: {kind: struct.Struct(order + kind) for kind in "IiB"}
+             for start, order in ((b"\x00\x00", ">"), (b"\x00\x01", "<"))}
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,17 @@ class Reader:
     """Fields in their order."""
 
     def __init__(self, cdr: bytes) -> None:
-        order = PLAIN_CDR.get(bytes(cdr[:2]))
-        if order is None:
+        kinds = PLAIN_CDR.get(bytes(cdr[:2]))
+        if kinds is None:
             raise ValueError(f"representation {bytes(cdr[:2]).hex()}")
-        self._body, self._order, self._at = memoryview(cdr)[HEADER_BYTES:], order, 0
+        self._body, self._kinds, self._at = memoryview(cdr)[HEADER_BYTES:], kinds, 0
 
     def number(self, kind: str = "I") -> int:
         """`kind` as in `struct`: I unsigned and i signed 32 bits, B one byte."""
-        size = struct.calcsize(kind)
-        self._at += -self._at % size
-        (value,) = struct.unpack_from(self._order + kind, self._body, self._at)
-        self._at += size
-        return value
+        stored = self._kinds[kind]
+        at = self._at + -self._at % stored.size
+        self._at = at + stored.size
+        return stored.unpack_from(self._body, at)[0]
 
     def sequence(self) -> memoryview:
         """Bytes with their number in front."""

@@ -114,12 +114,12 @@ def plan_chunk(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
                                way_out="Lower denoising_steps, use a faster backend, or a longer action horizon.",
                                cause="late chunk")
     times = times[keep]
-    spans = np.diff(times, prepend=start.times_s[-1])
+    spans = times - np.append(start.times_s[-1], times[:-1])
     wanted = wanted[keep]
     if drop_elapsed and goes_on and running is not None:
         wanted = faded(wanted, times, chunk.stamp_ns, start, running, command.fade_s)
     positions = limit_steps(wanted, start.positions[-1], start.velocities[-1], spans, limits)
-    slopes = np.diff(positions, axis=0, prepend=start.positions[-1:]) / spans[:, None]
+    slopes = (positions - np.concatenate([start.positions[-1:], positions[:-1]])) / spans[:, None]
     end, end_velocity = brake(positions[-1], slopes[-1], limits, command.stop_time_s)
     velocities = np.concatenate([monotone_velocities(slopes), end_velocity[None], np.zeros_like(end)[None]])
     times, positions = np.append(times, times[-1] + command.stop_time_s), np.concatenate([positions, end[None]])
@@ -155,10 +155,13 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     join_ns = max(join_ns, running.rests_until_ns)
     points_ns = running.points_ns()
     later = [t for t in points_ns if t > join_ns]
-    while later and not _can_leave(running, join_ns, chunk, times, limits):
+    while True:
+        times_ns = np.array([t for t in points_ns if now_ns < t < join_ns] + [join_ns])
+        positions, velocities = running.along(times_ns)
+        join_s = (join_ns - chunk.stamp_ns) * 1e-9
+        if not later or _can_leave(positions[-1], velocities[-1], join_s, chunk, times, limits):
+            break
         join_ns = later.pop(0)
-    times_ns = np.array([t for t in points_ns if now_ns < t < join_ns] + [join_ns])
-    positions, velocities = running.along(times_ns)
     lost = _lost(running, measured, limits, command.stop_time_s)
     there = _led_back(measured.positions, limits, (times_ns - now_ns)[:, None] * 1e-9)
     return Start((times_ns - chunk.stamp_ns) * 1e-9, np.where(lost, there, positions),
@@ -186,12 +189,11 @@ def _from_rest(chunk: ActionChunk, limits: JointLimits, measured: JointMeasureme
     return Start(np.array([(start_ns - chunk.stamp_ns) * 1e-9]), rest[None], np.zeros((1, len(rest))), start_ns)
 
 
-def _can_leave(running: JointTrajectoryPlan, join_ns: int, chunk: ActionChunk, times: np.ndarray,
+def _can_leave(position: np.ndarray, velocity: np.ndarray, join_s: float, chunk: ActionChunk, times: np.ndarray,
                limits: JointLimits) -> bool:
     """Whether the velocity at the join, a third of which the first slope keeps, carries no joint beyond its limits."""
-    join_s = (join_ns - chunk.stamp_ns) * 1e-9
-    span = next((t - join_s for t in times if t >= join_s + 0.5 * chunk.control_period_s), 0.0)
-    position, velocity = running.at(join_ns)
+    after = times.searchsorted(join_s + 0.5 * chunk.control_period_s)
+    span = times[after] - join_s if after < len(times) else 0.0
     carried = position + velocity / 3 * span
     beyond = (velocity > 0) & (carried > limits.upper) | (velocity < 0) & (carried < limits.lower)
     return not beyond.any()
@@ -256,7 +258,8 @@ def limit_steps(wanted: np.ndarray, start: np.ndarray, velocity: np.ndarray, spa
     """
     wanted = np.clip(wanted, limits.lower, limits.upper)
     reach = SLOPE_SHARE * limits.velocity
-    down, up = -reach * spans_s[:, None], reach * spans_s[:, None]
+    up = reach * spans_s[:, None]
+    down = -up
     down[0] = np.where(velocity > 0, velocity / 3, -reach) * spans_s[0]
     up[0] = np.where(velocity < 0, velocity / 3, reach) * spans_s[0]
     before = np.concatenate([start[None], wanted[:-1]])

@@ -125,8 +125,9 @@ def hermite(t: float | np.ndarray, span: float | np.ndarray, p0: np.ndarray, v0:
     """Cubic from (p0, v0) to (p1, v1) over `span` seconds: position and velocity at t in [0, span]; t and span are
     numbers with vectors [J], or [K, 1] with [K, J]."""
     u, slope = t / span, (p1 - p0) / span
-    position = p0 + span * u * (v0 + u * ((3 * slope - 2 * v0 - v1) + u * (v0 + v1 - 2 * slope)))
-    velocity = v0 + u * (2 * (3 * slope - 2 * v0 - v1) + 3 * u * (v0 + v1 - 2 * slope))
+    square, cube = 3 * slope - 2 * v0 - v1, v0 + v1 - 2 * slope
+    position = p0 + span * u * (v0 + u * (square + u * cube))
+    velocity = v0 + u * (2 * square + 3 * u * cube)
     return position, velocity
 
 

@@ -1,9 +1,15 @@
 """use_sim_time: stamps, ages and commands live on /clock."""
 
+import time
+
+from rclpy.clock import Clock as RobotClock
+from rclpy.clock import ClockType
 from rclpy.parameter import Parameter
+from rclpy.time import Time
 from robot_stand_in import rclpy_time
 from rosgraph_msgs.msg import Clock
 
+from pi05_ros.ros.clock import now_ns
 from pi05_ros.ros.policy_node import PolicyNode
 
 S = 10**9
@@ -46,3 +52,12 @@ def test_the_node_lives_on_the_simulations_clock(executor, robot):
     robot.until(lambda: node.diagnostics.refused["stale input"], lambda: (tick(S // 100), send(now - S)),
                 "inputs of a second ago, on that clock, to be refused")
     node.trigger_shutdown()
+
+
+def test_the_clock_is_the_systems_unless_it_is_simulated(executor):
+    before, clock = time.time_ns(), RobotClock(clock_type=ClockType.ROS_TIME)
+    assert before <= now_ns(clock) <= time.time_ns()
+    clock._set_ros_time_is_active(True)
+    clock.set_ros_time_override(Time(seconds=7, clock_type=ClockType.ROS_TIME))
+    assert now_ns(clock) == clock.now().nanoseconds == 7 * S
+    assert now_ns(RobotClock(clock_type=ClockType.STEADY_TIME)) < before
