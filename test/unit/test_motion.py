@@ -43,7 +43,6 @@ def moving(halts_s):
         looks.append(now)
         if len(looks) % 2 == 0 and halts:  # the second look of a try
             now += int(halts.pop(0) * 1e9)
-            return now
         return now
 
     looks, mailbox = [], Mailbox(())

@@ -103,7 +103,7 @@ def build_engine(api: Api, onnx_file: Path, graph: GraphSpec, options: BuildOpti
     inspected, memory = look(api, logger, plan, log, onnx_file.name, largest(graph)) if inspect else ("", None)
     layers = engine_layers(inspected)
     fallbacks = fell_back(wanted, layers) + kept_wider(memoryview(plan).nbytes, graph.bytes)
-    check_fallbacks(fallbacks, options, onnx_file.name)
+    refuse_fallbacks(fallbacks, options, onnx_file.name)
     return Built(plan, inputs, outputs, wanted, inspected, tuple(layers), tuple(fallbacks), seen(wanted, layers),
                  memory, tuple(log.lines), time.monotonic() - began, b"" if cache is None else cache.serialize())
 
@@ -113,7 +113,7 @@ def largest(graph: GraphSpec, bindings: Mapping[str, str] = MappingProxyType({})
     return {bindings.get(spec.name, spec.name): spec.max for spec in graph.inputs}
 
 
-def check_fallbacks(fallbacks: Sequence[Fallback], options: BuildOptions, name: str) -> None:
+def refuse_fallbacks(fallbacks: Sequence[Fallback], options: BuildOptions, name: str) -> None:
     """BackendError unless there are none, or they are allowed."""
     if fallbacks and not options.allow_fallback:
         raise BackendError(f"engine of '{name}'", expected="the precision of the graph in every product",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pi05_ros.backends.tensorrt.api import BITS, Api
-from pi05_ros.backends.tensorrt.build import BuildOptions, Built, check_fallbacks, largest, look, way_out
+from pi05_ros.backends.tensorrt.build import BuildOptions, Built, refuse_fallbacks, largest, look, way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog, Progress
 from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
 from pi05_ros.backends.tensorrt.precision import engine_layers, kept_wider
@@ -91,7 +91,7 @@ def build_engine(api: Api, file: Path, graph: GraphSpec, options: BuildOptions, 
     inspected, memory = look(api, api.logger(log), plan, log, file.name, largest(graph, bindings)) if inspect else (
         "", None)
     fallbacks = kept_wider(memoryview(plan).nbytes, graph.bytes)
-    check_fallbacks(fallbacks, options, file.name)
+    refuse_fallbacks(fallbacks, options, file.name)
     progress(1.0, "compiled")
     return Built(plan, graph.inputs, graph.outputs, products(program), inspected, tuple(engine_layers(inspected)),
                  tuple(fallbacks), 0, memory, (NOT_JUDGED, *log.lines), time.monotonic() - began, measured, bindings)
