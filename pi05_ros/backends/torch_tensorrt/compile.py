@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from pi05_ros.backends.tensorrt.api import BITS, Api
-from pi05_ros.backends.tensorrt.build import BuildOptions, Built, refuse_fallbacks, largest, look, way_out
+from pi05_ros.backends.tensorrt.build import BuildOptions, Built, largest, look, refuse_fallbacks, way_out
 from pi05_ros.backends.tensorrt.build_log import BuildLog, Progress
 from pi05_ros.backends.tensorrt.names import GraphSpec, TensorSpec
 from pi05_ros.backends.tensorrt.precision import engine_layers, kept_wider
