@@ -83,6 +83,7 @@ class Motion:
         self._publish(plan, now_ns)
         published_ns = self._now_ns()
         self._commands.publish_provenance(delivery, now_ns, published_ns, measured.stamp_ns, plan)
+        plan.prepare()
         if running is not None and not self._at_rest and now_ns > running.end_ns - command.stop_time_s * 1e9:
             self.deadline_misses += 1
         self.held = self._at_rest = False

@@ -56,12 +56,12 @@ class JointLimits:
         self.upper = np.array([j.upper for j in robot.joints])
         self.velocity = np.array([j.max_velocity for j in robot.joints])
         self.integrate = np.array([j.action == "velocity" for j in robot.joints])
+        self._margin = 0.25 * (self.upper - self.lower)
 
     def plausible(self, positions: np.ndarray) -> np.ndarray:
         """Which positions [..., J] a joint may have: inside its limits or, from where it is led back, a quarter of its
         range beyond. What is further out is a fault of the driver."""
-        margin = 0.25 * (self.upper - self.lower)
-        return (positions >= self.lower - margin) & (positions <= self.upper + margin)
+        return (positions >= self.lower - self._margin) & (positions <= self.upper + self._margin)
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     soonest = now_ns + int(command.lead_s * 1e9)
     if running is None or running.end_ns <= soonest:
         return _from_rest(chunk, limits, measured, soonest, command, running)
-    # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
-    join_ns = min(running.next_point_ns(soonest), soonest + int(chunk.control_period_s * 1e9))
-    join_ns = max(join_ns, running.rests_until_ns)
     points_ns = running.points_ns()
+    # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
+    next_ns = next((t for t in points_ns if t >= soonest), running.end_ns)
+    join_ns = max(min(next_ns, soonest + int(chunk.control_period_s * 1e9)), running.rests_until_ns)
     later = [t for t in points_ns if t > join_ns]
     while True:
         times_ns = np.array([t for t in points_ns if now_ns < t < join_ns] + [join_ns])

@@ -48,6 +48,18 @@ class JointTrajectoryPlan:
         """int64 [K]: `times_s` as they go over the wire."""
         return np.rint(self.times_s * 1e9).astype(np.int64)
 
+    @cached_property
+    def cubics(self) -> np.ndarray:
+        """[K - 1, 4, J]: of the curve between two points what `cubic` wants, made once for all times at which a plan is
+        asked for."""
+        starts = self.positions[:-1], self.velocities[:-1]
+        terms = cubic_terms(np.diff(self.times_s)[:, None], *starts, self.positions[1:], self.velocities[1:])
+        return np.stack([*starts, *terms], axis=1)
+
+    def prepare(self) -> None:
+        """Makes now what the first question would make, which comes when somebody waits for its answer."""
+        _ = self.cubics
+
     def points_ns(self) -> list[int]:
         """Times of the points on the clock."""
         return (self.stamp_ns + self.offsets_ns).tolist()
@@ -68,20 +80,19 @@ class JointTrajectoryPlan:
         if offset_ns >= self.offsets_ns[-1]:
             return self.positions[-1], np.zeros_like(self.positions[-1])
         k = int(self.offsets_ns.searchsorted(offset_ns, side="right")) - 1
-        return hermite(t - self.times_s[k], self.times_s[k + 1] - self.times_s[k], self.positions[k],
-                       self.velocities[k], self.positions[k + 1], self.velocities[k + 1])
+        return cubic(t - self.times_s[k], self.times_s[k + 1] - self.times_s[k], *self.cubics[k])
 
     def along(self, times_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`at` for many times, int64 [K], at once: positions and velocities [K, J], the same bits."""
+        """`at` for many times, int64 [K] and ascending, at once: positions and velocities [K, J], the same bits."""
         offsets_ns = times_ns - self.stamp_ns
-        positions, velocities = np.empty((2, len(times_ns), self.positions.shape[1]))
-        between = (offsets_ns >= self.offsets_ns[0]) & (offsets_ns < self.offsets_ns[-1])
-        k = self.offsets_ns.searchsorted(offsets_ns[between], side="right") - 1
-        span, t = self.times_s[k + 1] - self.times_s[k], offsets_ns[between] * 1e-9 - self.times_s[k]
-        positions[between], velocities[between] = hermite(
-            t[:, None], span[:, None], self.positions[k], self.velocities[k], self.positions[k + 1],
-            self.velocities[k + 1])
-        for i in np.flatnonzero(~between):  # before the first point and after the last: few
+        positions, velocities = np.zeros((2, len(times_ns), self.positions.shape[1]))
+        begin, end = offsets_ns.searchsorted(self.offsets_ns[[0, -1]])
+        within = slice(begin, end)
+        k = self.offsets_ns.searchsorted(offsets_ns[within], side="right") - 1
+        span, t = self.times_s[k + 1] - self.times_s[k], offsets_ns[within] * 1e-9 - self.times_s[k]
+        positions[within], velocities[within] = cubic(t[:, None], span[:, None], *self.cubics[k].swapaxes(0, 1))
+        positions[end:] = self.positions[-1]
+        for i in range(begin):  # before the first point: few
             positions[i], velocities[i] = self.at(int(times_ns[i]))
         return positions, velocities
 
@@ -120,12 +131,23 @@ class Commanded:
         return None if plan is None else plan.at(time_ns)[0]
 
 
-def hermite(t: float | np.ndarray, span: float | np.ndarray, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,
+def hermite(t: float, span: float, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,
             v1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cubic from (p0, v0) to (p1, v1) over `span` seconds: position and velocity at t in [0, span]; t and span are
-    numbers with vectors [J], or [K, 1] with [K, J]."""
-    u, slope = t / span, (p1 - p0) / span
-    square, cube = 3 * slope - 2 * v0 - v1, v0 + v1 - 2 * slope
+    """Cubic from (p0, v0) to (p1, v1) over `span` seconds: position and velocity [J] at t in [0, span]."""
+    return cubic(t, span, p0, v0, *cubic_terms(span, p0, v0, p1, v1))
+
+
+def cubic_terms(span: float | np.ndarray, p0: np.ndarray, v0: np.ndarray, p1: np.ndarray,
+                v1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `cubic` wants besides p0 and v0, to go to (p1, v1) in `span` seconds."""
+    slope = (p1 - p0) / span
+    return 3 * slope - 2 * v0 - v1, v0 + v1 - 2 * slope
+
+
+def cubic(t: float | np.ndarray, span: float | np.ndarray, p0: np.ndarray, v0: np.ndarray, square: np.ndarray,
+          cube: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Position and velocity at t in [0, span]; t and span are numbers with vectors [J], or [K, 1] with [K, J]."""
+    u = t / span
     position = p0 + span * u * (v0 + u * (square + u * cube))
     velocity = v0 + u * (2 * square + 3 * u * cube)
     return position, velocity
