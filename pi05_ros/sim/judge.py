@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ POSITION_TOLERANCE = 2e-3  # rad or m
 AFTER_JUMP_S = 1.5  # of the clock: the node cannot know what still moves while the clock says that it is over
 STEP_S = 0.002  # where the set point jumps by more than a joint moves in this time, it is a step
 AT_REST_S = 1.5  # after the node could last command: longer than it may commit to
+REMEMBERED_S = 2.0  # a measurement may be 0.5 s old, and what begins there lasts 1 s
 MOST_AHEAD_S = 1.2  # what may be committed (at most 1 s is set here) and how old the stamp of a chunk just made may be
 
 
@@ -48,6 +49,7 @@ class Judge:
         self.controller = JointIntegrator((self.limits.lower + self.limits.upper) / 2)
         self._jumped_ns = now_ns - int(AFTER_JUMP_S * 1e9)
         self._ended_ns = now_ns
+        self._outside: deque[tuple[int, float]] = deque()  # when, and how far, the robot was beyond a limit of late
 
     def clock_jumped(self, now_ns: int) -> None:
         self._jumped_ns = now_ns
@@ -96,8 +98,10 @@ class Judge:
         """Position and velocity [J] that are executed."""
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             self.violation("executes what is not finite", str(position))
+        if (outside := self.outside(position)) > POSITION_TOLERANCE:
+            self._outside.append((now_ns, outside))
         if self.settled(now_ns):
-            if (outside := self.outside(position)) > POSITION_TOLERANCE:
+            if outside > POSITION_TOLERANCE:
                 self.exceeds("beyond a position limit", f"by {outside:.4f}", now_ns)
             share = float((np.abs(velocity) / self.limits.velocity).max())
             if share > SPEED_TOLERANCE:
@@ -108,8 +112,11 @@ class Judge:
             self.violation("moves while the node is not active", str(velocity))
 
     def allowed_outside(self, now_ns: int) -> float:
-        """How far beyond a position limit a command may be, rad or m."""
-        return POSITION_TOLERANCE
+        """How far beyond a position limit a command may be, rad or m: as far as the robot was after a jump of the clock
+        or a late command, from where it is led back at a permitted speed."""
+        while self._outside and self._outside[0][0] < now_ns - REMEMBERED_S * 1e9:
+            self._outside.popleft()
+        return max((outside for _, outside in self._outside), default=0.0) + POSITION_TOLERANCE
 
     def outside(self, positions: np.ndarray) -> float:
         return float(np.maximum(self.limits.lower - positions, positions - self.limits.upper).max())

@@ -9,15 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.runtime.trajectory import JointTrajectoryPlan
-from pi05_ros.sim.judge import POSITION_TOLERANCE, Judge
+from pi05_ros.sim.judge import Judge
 
 NEVER_NS = 2**62
 MOST_OPEN = 50
-REMEMBERED_S = 2.0  # a measurement may be 0.5 s old, and what begins there lasts 1 s
 
 
 @dataclass
@@ -46,7 +44,6 @@ class TravelJudge(Judge):
         self._open: deque[Command] = deque()  # not settled, oldest first
         self.late = self.refused = self.excused = 0
         self.longest_s = 0.0  # on the way
-        self._outside: deque[tuple[int, float]] = deque()  # when, and how far, the robot was beyond a limit of late
 
     def begun(self, plan: JointTrajectoryPlan, taken: bool, now_ns: int) -> None:
         before = self._newest if self._newest is not None and now_ns < self._newest.until_ns else None
@@ -83,17 +80,6 @@ class TravelJudge(Judge):
     def check_end(self, plan: JointTrajectoryPlan, now_ns: int) -> None:
         if self.settled(now_ns):  # else it may have been published before the clock jumped
             super().check_end(plan, now_ns)
-
-    def judge(self, position: np.ndarray, velocity: np.ndarray, now_ns: int) -> None:
-        if (outside := self.outside(position)) > POSITION_TOLERANCE:
-            self._outside.append((now_ns, outside))
-        super().judge(position, velocity, now_ns)
-
-    def allowed_outside(self, now_ns: int) -> float:
-        """As far as the robot was, after a jump of the clock or a late command: from there it is led back."""
-        while self._outside and self._outside[0][0] < now_ns - REMEMBERED_S * 1e9:
-            self._outside.popleft()
-        return max((outside for _, outside in self._outside), default=0.0) + POSITION_TOLERANCE
 
     def exceeds(self, what: str, how: str, now_ns: int) -> None:
         command = self._newest
