@@ -1,12 +1,14 @@
 """The arithmetic behind `pi05 benchmark`: floors, gates, turns, kernel sums, errors."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fp8_models import described
 
-from pi05_ros.benchmark import accuracy, clock, compare, profile
+from pi05_ros.benchmark import accuracy, clock, compare, measure, profile
 from pi05_ros.benchmark.ceiling import Ceiling
 from pi05_ros.benchmark.error import relative_error
 from pi05_ros.benchmark.findings import Gate
@@ -65,6 +67,22 @@ def test_unknown_recipes_and_backends_are_refused(wrong):
     assert split_choice("cuda") == ("cuda", "")
     with pytest.raises((BackendError, ConfigError)):
         split_choice(wrong)
+
+
+def test_a_quantised_backend_is_held_to_what_eager_makes_of_the_same_weights(monkeypatch):
+    truth, made = torch.ones(4), {"eager@fp8": 1.1, "eager@fp8_mlp": 1.02}
+    monkeypatch.setattr(measure, "run_stages", lambda stages, given, steps: truth * stages)
+    built = []
+    setting = SimpleNamespace(dtype="bfloat16", build=lambda choice: (built.append(choice), made[choice])[1])
+    shape = Shape(1, 2, 3)
+    limits = measure._error_limits(setting, ["eager", "cuda", "eager@fp8", "cuda@fp8", "cuda@fp8_mlp"], {shape: None},
+                                   {shape: truth})
+    assert limits == {("eager", shape): 2e-2, ("cuda", shape): 2e-2, ("eager@fp8", shape): None,
+                      ("cuda@fp8", shape): pytest.approx(0.12), ("cuda@fp8_mlp", shape): pytest.approx(0.024)}
+    assert built == ["eager@fp8", "eager@fp8_mlp"]
+    row = measure.Row("cuda@fp8", shape, {}, {}, None, 0.13, limits["cuda@fp8", shape], True)
+    assert [gate.ok for gate in measure.sound(row)] == [False, True]
+    assert len(measure.sound(replace(row, error_limit=None))) == 1  # eager's says what the recipe costs
 
 
 def test_the_slowest_resource_sets_the_floor():
