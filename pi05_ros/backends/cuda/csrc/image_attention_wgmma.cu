@@ -1,28 +1,29 @@
 // Attention of the vision tower, for Hopper: what image_attention.cu computes, for images of 256 patches and heads of 72.
 //
-// A block takes 64 queries a warpgroup of one head of one image. 64 columns of queries, keys and values come through TMA,
-// the last 8, copied by the threads, are a tile of their own, which zeros fill up to 16: a head is four products of 16
-// columns and one more. All 256 logits of a row stay in registers; their exponentials are the left operand of the products
-// with the values. Launched dependent (cpp.py).
+// A block takes 64 queries a warpgroup of one head of one image. Of queries, keys and values 64 columns are a tile, and the
+// last 8 one of 16, which TMA fills with zeros beyond the head: a head is four products of 16 columns and one more. Keys
+// and values come in halves, so that products begin before all of them are there. All 256 logits of a row stay in
+// registers; their exponentials are the left operand of the products with the values. Launched dependent (cpp.py).
 // Defines: HEADS, WARPGROUPS (1 or 2). Launch: 128 WARPGROUPS threads, a block per 64 WARPGROUPS queries, head, image.
 #include "wgmma.cuh"
 
-constexpr int D = 72, PATCHES = 256, THREADS = 128 * WARPGROUPS, QUERIES = 64 * WARPGROUPS, ROW = 3 * HEADS * D;
-constexpr int WIDE = 128, NARROW = 64;  // bytes of a tile's row
-constexpr u32 Q = 0, Q_TAIL = Q + QUERIES * WIDE, KEYS = Q_TAIL + QUERIES * NARROW, K_TAIL = KEYS + PATCHES * WIDE;
-constexpr u32 VALUES = K_TAIL + PATCHES * NARROW, V_TAIL = VALUES + PATCHES * WIDE, BARRIERS = V_TAIL + PATCHES * NARROW;
-static_assert(SHARED_BYTES == BARRIERS + 16, "shared memory");
+constexpr int D = 72, PATCHES = 256, HALF = PATCHES / 2, THREADS = 128 * WARPGROUPS, QUERIES = 64 * WARPGROUPS;
+constexpr int WIDE = 128, NARROW = 32;  // bytes of a tile's row
+constexpr u32 Q = 0, KEYS = Q + QUERIES * WIDE, VALUES = KEYS + PATCHES * WIDE, Q_TAIL = VALUES + PATCHES * WIDE;
+constexpr u32 K_TAIL = Q_TAIL + QUERIES * NARROW, V_TAIL = K_TAIL + PATCHES * NARROW, BARRIERS = V_TAIL + PATCHES * NARROW;
+static_assert(SHARED_BYTES == BARRIERS + 32, "shared memory");
 
-// Tail tiles have the 64-byte swizzle: 8-row groups 512 bytes apart, rows along the summed or the kept dimension.
+// Tail tiles have the 32-byte swizzle: 8-row groups 256 bytes apart, rows along the summed or the kept dimension.
 DEVICE u64 tail_tile(u32 address) {
-    return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | (u64)(512 >> 4) << 32 | 2ull << 62;
+    return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | (u64)(256 >> 4) << 32 | 3ull << 62;
 }
 
-// d [64, 256] (+)= a [64, 16] b [256, 16]^T; both K-major in shared memory.
-DEVICE void logits(float (&d)[128], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" REGISTERS_31 "}, %128, %129, p, 1, 1, 0, 0;\n}"
-                 : SUMS_31(d) : "l"(a), "l"(b), "r"(accumulate));
+// d [64, 128] (+)= a [64, 16] b [128, 16]^T; both K-major in shared memory. For half the keys.
+template <int half> DEVICE void logits(float (&d)[128], u64 a, u64 b, int accumulate) {
+    float *h = d + 64 * half;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_15 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+                 : SUMS_15(h) : "l"(a), "l"(b), "r"(accumulate));
 }
 
 // d [64, 64] and [64, 8] += a [64, 16] b [16, ...]; a in registers, b in shared memory with its columns contiguous.
@@ -35,72 +36,56 @@ DEVICE void values(float (&d)[4], const u32 *a, u64 b) {
                  : SUMS_0(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// The last 8 columns of `rows` rows into a tail tile, in two steps, so that all loads are under way together.
-template <int rows> struct Tail {
-    static constexpr int COUNT = (rows + THREADS - 1) / THREADS;
-    uint4 v[COUNT];
-    DEVICE void load(const bf16 *from) {
+// Half the keys or values, told of by one barrier.
+DEVICE void load_half(u32 tile, u32 tail, u32 barrier, const TensorMap *wide, const TensorMap *narrow, int head, int row) {
+    tma_load(tile, wide, barrier, 0, head, row);
+    tma_load(tail, narrow, barrier, 64, head, row);
+}
+
+template <int half> DEVICE void products(float (&s)[128], u32 shared, int group) {
+    u64 q = tile_k_major(shared + Q + group * 64 * WIDE), k = tile_k_major(shared + KEYS + half * HALF * WIDE);
+    wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            v[i] = *(const uint4 *)(from + (long long)min(i * THREADS + (int)threadIdx.x, rows - 1) * ROW + 64);
-    }
-    DEVICE void store(u32 tile, int chunk) {
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            int row = i * THREADS + threadIdx.x;
-            if (row < rows) store_shared(tile + row * NARROW + ((chunk ^ (row >> 1 & 3)) << 4), v[i]);
-        }
-    }
-    DEVICE void zero() {
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) v[i] = make_uint4(0, 0, 0, 0);
-    }
-};
+    for (int i = 0; i < 4; ++i) logits<half>(s, q + 2 * i, k + 2 * i, i > 0);
+    logits<half>(s, tail_tile(shared + Q_TAIL + group * 64 * NARROW), tail_tile(shared + K_TAIL + half * HALF * NARROW), 1);
+    wgmma_commit();
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3 - WARPGROUPS)
-image_attention(const __grid_constant__ TensorMap queries, const __grid_constant__ TensorMap rows, const bf16 *qkv, bf16 *out,
-                float scale) {
+image_attention(const __grid_constant__ TensorMap queries, const __grid_constant__ TensorMap query_tails,
+                const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap tails, bf16 *out, float scale) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory), here = shared + BARRIERS;
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, group = warpgroup(), head = blockIdx.y;
     int image = blockIdx.z * PATCHES, first = image + blockIdx.x * QUERIES;
-    Tail<QUERIES> q_tail;
-    Tail<PATCHES> k_tail, v_tail;
     if (threadIdx.x == 0) {
-        barrier_init(here, 1);
-        barrier_init(here + 8, 1);
+        for (int i = 0; i < 4; ++i) barrier_init(here + 8 * i, 1);
         barrier_init_done();
         prefetch_map(&queries);
+        prefetch_map(&query_tails);
         prefetch_map(&rows);
+        prefetch_map(&tails);
     }
-    q_tail.zero(), q_tail.store(shared + Q_TAIL, 1);
-    k_tail.zero(), k_tail.store(shared + K_TAIL, 1);
     __syncthreads();
     wait_for_grid();
     let_next_grid();
     if (threadIdx.x == 0) {
-        barrier_expect(here, (QUERIES + PATCHES) * WIDE);
-        tma_load(shared + KEYS, &rows, here, 0, HEADS + head, image);
-        tma_load(shared + Q, &queries, here, 0, head, first);
-        barrier_expect(here + 8, PATCHES * WIDE);
-        tma_load(shared + VALUES, &rows, here + 8, 0, 2 * HEADS + head, image);
+        barrier_expect(here, (QUERIES + HALF) * (WIDE + NARROW));
+        for (int i = 1; i < 4; ++i) barrier_expect(here + 8 * i, HALF * (WIDE + NARROW));
+        load_half(shared + Q, shared + Q_TAIL, here, &queries, &query_tails, head, first);
+        for (int i = 0; i < 4; ++i) {  // keys, keys, values, values
+            int row = i % 2 * HALF, which = 1 + i / 2;
+            load_half(shared + (i < 2 ? KEYS : VALUES) + row * WIDE, shared + (i < 2 ? K_TAIL : V_TAIL) + row * NARROW, here + 8 * i,
+                      &rows, &tails, which * HEADS + head, image + row);
+        }
     }
-    q_tail.load(qkv + (long long)first * ROW + head * D);
-    k_tail.load(qkv + (long long)image * ROW + (HEADS + head) * D);
-    v_tail.load(qkv + (long long)image * ROW + (2 * HEADS + head) * D);
-    q_tail.store(shared + Q_TAIL, 0), k_tail.store(shared + K_TAIL, 0), v_tail.store(shared + V_TAIL, 0);
-    fence_async_proxy();
-    __syncthreads();
 
     float s[128];
     barrier_wait(here, 0);
     pin(s);
-    wgmma_fence();
-    u64 q = tile_k_major(shared + Q + group * 64 * WIDE), k = tile_k_major(shared + KEYS);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) logits(s, q + 2 * i, k + 2 * i, i > 0);
-    logits(s, tail_tile(shared + Q_TAIL + group * 64 * NARROW), tail_tile(shared + K_TAIL), 1);
-    wgmma_commit();
+    products<0>(s, shared, group);
+    barrier_wait(here + 8, 0);
+    products<1>(s, shared, group);
     wgmma_wait<0>();
     pin(s);
 
@@ -113,7 +98,6 @@ image_attention(const __grid_constant__ TensorMap queries, const __grid_constant
         most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 2)) * scale;
     }
     u32 p[64];
-    barrier_wait(here + 8, 0);
 #pragma unroll
     for (int part = 0; part < 4; ++part) {  // 64 keys: exponentials under the products of those before
 #pragma unroll
@@ -122,6 +106,7 @@ image_attention(const __grid_constant__ TensorMap queries, const __grid_constant
             total[i % 2] += x + y;
             p[i] = pack(x, y);
         }
+        if (part % 2 == 0) barrier_wait(here + 16 + 4 * part, 0);
         pin(o);
         pin(o_tail);
         wgmma_fence();

@@ -35,7 +35,7 @@ def _kernel(patches: int, heads: int, dim: int, warps: int, device: torch.device
 
 @functools.cache
 def _wgmma_kernel(heads: int, warpgroups: int, device: torch.device) -> Kernel:
-    shared = (64 * warpgroups + 2 * 256) * (128 + 64) + 16
+    shared = (64 * warpgroups + 2 * 256) * (128 + 32) + 32
     defines = {"HEADS": heads, "WARPGROUPS": warpgroups, "SHARED_BYTES": shared}
     return Program("image_attention_wgmma", defines, device).kernel("image_attention", shared)
 
@@ -54,9 +54,9 @@ def image_attention(qkv: Tensor, patches: int, heads: int, out: Tensor, portable
     one_each = patches // 64 * heads * images <= processors  # of the smaller blocks
     if capability == (9, 0) and (patches, dim) == (256, 72) and not portable:
         rows, groups = qkv.unflatten(1, (3 * heads, dim)), 1 if one_each else 2
-        maps = TensorMap(rows, (64 * groups, 1, 64)), TensorMap(rows, (256, 1, 64))
+        maps = [TensorMap(rows, (high, 1, wide)) for high in (64 * groups, 128) for wide in (64, 16)]
         _wgmma_kernel(heads, groups, qkv.device).launch((4 // groups, heads, images), 128 * groups,
-                                                        (*maps, qkv, out, scale), dependent=True)
+                                                        (*maps, out, scale), dependent=True)
         return
     warps = 4 if one_each or patches % 128 else 8
     _kernel(patches, heads, dim, warps, qkv.device).launch((patches // (16 * warps), heads, images), 32 * warps,
