@@ -6,14 +6,14 @@ of one choice are joined by `+`: `eager,cuda,vision=cuda+prefix=cuda`. `cuda@fp8
 recipe, in memory; its floors are those of its precisions. Targets hold for the last backend named.
 
 JSON: rows, each as `latency` gives them (backend, shape, median_ms, p99_ms, floor_ms, gap, p99_ratio, error,
-error_limit, repeats, ran: how many quantised layers run how, memory); runs, order, horizon, seed.
+error_limit, repeats, ran: how many quantised layers run how, memory, energy); runs, rate_hz, order, horizon, seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pi05_ros.benchmark.clock import ORDER
+from pi05_ros.benchmark.clock import ORDER, pace
 from pi05_ros.benchmark.findings import Findings, Table, gap
 from pi05_ros.benchmark.inputs import STANDARD_SHAPES, Shape
 from pi05_ros.benchmark.measure import TIMED_STAGES, Row, Targets, measure, sound
@@ -26,17 +26,19 @@ FLOORS = ("shape", "backend", *TIMED_STAGES, "total", "quantised layers")
 
 
 def run(setting: Setting, backends: Sequence[str], shapes: Sequence[Shape], runs: int, seed: int,
-        targets: Targets) -> Findings:
-    rows = measure(setting, backends, shapes, runs, seed)
+        targets: Targets, rate_hz: float = 0.0) -> Findings:
+    rows = measure(setting, backends, shapes, runs, seed, rate_hz)
     gates = [gate for row in rows for gate in sound(row)]
     gates += [gate for row in rows if row.backend == backends[-1]
               for gate in targets.gates(row, list(shapes).index(row.shape))]
     horizon = setting.config.action_horizon
-    title = f"{setting.dtype}, horizon {horizon}, medians of {runs} runs; shape is cameras/tokens/steps"
+    title = (f"{setting.dtype}, horizon {horizon}, medians of {runs} runs, {pace(rate_hz)}; "
+             "shape is cameras/tokens/steps")
     return Findings([Table(title, COLUMNS, [_cells(row) for row in rows]),
                      Table("floors, ms, and the gap to them", FLOORS, [_floors(row) for row in rows])],
-                    {"rows": [row.as_data() for row in rows], "runs": runs, "order": ORDER, "horizon": horizon,
-                     "seed": seed}, gates, [f"order: {ORDER}"])
+                    {"rows": [row.as_data() for row in rows], "runs": runs, "rate_hz": rate_hz, "order": ORDER,
+                     "horizon": horizon, "seed": seed}, gates,
+                    [f"order: {ORDER}", *(f"{row.shape} {row.backend}: {row.energy}" for row in rows)])
 
 
 def _floors(row: Row) -> tuple[str, ...]:

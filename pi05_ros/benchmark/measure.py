@@ -14,6 +14,7 @@ from torch import Tensor
 from pi05_ros.backends import base
 from pi05_ros.benchmark import error
 from pi05_ros.benchmark.clock import Times, in_turns
+from pi05_ros.benchmark.energy import Energy, measure_energy
 from pi05_ros.benchmark.error import relative_error, run_stages
 from pi05_ros.benchmark.findings import Gate
 from pi05_ros.benchmark.inputs import BenchmarkInputs, Shape, random_inputs
@@ -40,6 +41,7 @@ class Row:
     error_limit: float | None
     repeats: bool
     ran: dict[str, int] = field(default_factory=dict)
+    energy: Energy | str = "not measured"  # of the total, or why there is none
 
     @property
     def p99_ratio(self) -> float:
@@ -52,7 +54,8 @@ class Row:
                 "gap": {name: t.median / self.floors_ms[name] for name, t in self.times.items()},
                 "p99_ratio": self.p99_ratio, "error": self.error, "error_limit": self.error_limit,
                 "repeats": self.repeats, "ran": self.ran,
-                "memory": None if self.memory is None else asdict(self.memory)}
+                "memory": None if self.memory is None else asdict(self.memory),
+                "energy": self.energy if isinstance(self.energy, str) else asdict(self.energy)}
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,10 @@ def parts(stages: base.StageSet, inputs: BenchmarkInputs, num_steps: int) -> dic
     }
 
 
-def measure(setting: Setting, choices: Sequence[str], shapes: Sequence[Shape], runs: int, seed: int) -> list[Row]:
-    """Rows of every shape and backend. At most one model is on the device until the timing, then all of `choices`."""
+def measure(setting: Setting, choices: Sequence[str], shapes: Sequence[Shape], runs: int, seed: int,
+            rate_hz: float = 0.0) -> list[Row]:
+    """Rows of every shape and backend. At most one model is on the device until the timing, then all of `choices`.
+    `rate_hz`: of the timed runs, 0 is back to back."""
     inputs = {shape: random_inputs(setting.config, setting.device, shape.cameras, shape.tokens, seed)
               for shape in shapes}
     with error.truth(setting) as right:
@@ -134,14 +139,16 @@ def measure(setting: Setting, choices: Sequence[str], shapes: Sequence[Shape], r
     rows = []
     for shape in shapes:
         first = {choice: run_stages(built[choice], inputs[shape], shape.steps) for choice in choices}
-        times = _times(setting, built, choices, inputs[shape], shape, runs)
+        times = _times(setting, built, choices, inputs[shape], shape, runs, rate_hz)
         for choice in choices:
+            total = parts(built[choice], inputs[shape], shape.steps)["total"]
+            energy = measure_energy(total, setting.device, times[choice]["total"].median)
             floors = {stage: work.floor_ms(setting.ceiling) for stage, work in setting.work(shape, choice).items()}
             floors["total"] = sum(floors[stage] for stage in TIMED_STAGES)
             again = run_stages(built[choice], inputs[shape], shape.steps)
             rows.append(Row(choice, shape, times[choice], floors, memory[choice],
                             relative_error(first[choice], actions[shape]), limits[choice, shape],
-                            torch.equal(first[choice], again), dict(Counter(built[choice].runs.values()))))
+                            torch.equal(first[choice], again), dict(Counter(built[choice].runs.values())), energy))
     return rows
 
 
@@ -177,9 +184,9 @@ def _alone(setting: Setting, choice: str,
 
 
 def _times(setting: Setting, built: Mapping[str, base.StageSet], choices: Sequence[str], inputs: BenchmarkInputs,
-           shape: Shape, runs: int) -> dict[str, dict[str, Times]]:
+           shape: Shape, runs: int, rate_hz: float) -> dict[str, dict[str, Times]]:
     works = {(choice, part): work for choice in choices
              for part, work in parts(built[choice], inputs, shape.steps).items()}
     with setting.watch(f"measuring {shape}") as update:
-        times = in_turns(works, setting.device, runs, update)
+        times = in_turns(works, setting.device, runs, update, rate_hz)
     return {choice: {part: t for (name, part), t in times.items() if name == choice} for choice in choices}

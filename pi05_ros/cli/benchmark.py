@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             mode.add_argument("--cases", metavar="LIST", help="CAMERAS/TOKENS/STEPS,... or 'standard' for 3/200/10,"
                               "2/48/10,3/200/3, instead of one shape")
         if name in ("latency", "compare"):
+            mode.add_argument("--rate", type=positive_number, default=0.0, metavar="HZ",
+                              help="begin a run so often, as cameras ask for chunks (default: back to back)")
             gates = mode.add_argument_group("gates", "exit with 1 where a figure is above")
             gates.add_argument("--max-ms", type=float_list, default=(), metavar="MS[,MS...]",
                                help="median of the total; one, or one a case")
@@ -179,9 +181,9 @@ def _plan(args: argparse.Namespace, config: Pi05Config, device: torch.device) ->
         targets.check(shapes)
         if args.mode == "compare":
             return partial(compare.run, backends=backends, shapes=shapes, runs=args.runs, seed=args.seed,
-                           targets=targets)
+                           targets=targets, rate_hz=args.rate)
         return partial(latency.run, backend=args.backend, shape=shapes[0], runs=args.runs, seed=args.seed,
-                       targets=targets)
+                       targets=targets, rate_hz=args.rate)
     if args.mode == "profile":
         profile.require_gpu(device)
     mode = stages if args.mode == "stages" else profile

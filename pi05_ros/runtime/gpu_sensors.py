@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -18,16 +19,10 @@ def gpu_sensors(device: torch.device) -> Sensors:
         return dict
     properties = torch.cuda.get_device_properties(device)
     plain = {"gpu": properties.name}
-    try:
-        import pynvml
-    except ImportError:
-        return lambda: {**plain, **reserved(device), "gpu_temperature_c": "not readable: install nvidia-ml-py"}
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-    except pynvml.NVMLError as error:
-        reason = f"not readable: {error}"
-        return lambda: {**plain, **reserved(device), "gpu_temperature_c": reason}
+    opened = open_nvml(device)
+    if isinstance(opened, str):
+        return lambda: {**plain, **reserved(device), "gpu_temperature_c": opened}
+    pynvml, handle = opened
 
     def read() -> Mapping[str, object]:
         try:
@@ -40,6 +35,19 @@ def gpu_sensors(device: torch.device) -> Sensors:
                 "gpu_total_gb": f"{memory.total / 1e9:.2f}", "gpu_temperature_c": celsius, "gpu_load_percent": load}
 
     return read
+
+
+def open_nvml(device: torch.device) -> tuple[Any, Any] | str:
+    """The module and the GPU's handle, or why there are none."""
+    try:
+        import pynvml
+    except ImportError:
+        return "not readable: install nvidia-ml-py"
+    try:
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except pynvml.NVMLError as error:
+        return f"not readable: {error}"
 
 
 def reserved(device: torch.device) -> dict[str, object]:

@@ -60,8 +60,14 @@ def test_latency_reports_times_floors_and_error(pi05, tmp_path):
     assert all(0 < report["floor_ms"][name] and 0 < report["median_ms"][name] <= report["p99_ms"][name]
                for name in report["median_ms"])
     assert report["error"] == 0.0 and report["repeats"] is True and report["memory"] is None
+    assert report["rate_hz"] == 0.0 and report["energy"] == "energy is measured on a GPU only"
     assert report["p99_ratio"] == pytest.approx(report["p99_ms"]["total"] / report["median_ms"]["total"])
     assert {"bytes_per_s", "flop_per_s"} <= set(report["ceiling"]) and report["environment"]["dtype"] == "float32"
+
+
+def test_runs_on_a_beat_say_so(pi05):
+    code, report = pi05("compare", *SMALL, "--backends", "eager", "--rate", "1000")
+    assert code == 0 and report["rate_hz"] == 1000.0 and report["rows"][0]["median_ms"]["total"] > 0.0
 
 
 @pytest.mark.parametrize(("targets", "broken"), [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fp8_models import described
 
-from pi05_ros.benchmark import accuracy, clock, compare, measure, profile
+from pi05_ros.benchmark import accuracy, clock, compare, energy, measure, profile
 from pi05_ros.benchmark.ceiling import Ceiling
 from pi05_ros.benchmark.error import relative_error
 from pi05_ros.benchmark.findings import Gate
@@ -107,6 +107,54 @@ def test_works_take_turns_and_each_is_timed_as_often_as_asked(runs):
     rounds = min(runs, clock.ROUNDS)
     assert blocks == list("ab" + "ab" * rounds)[: rounds + 1]  # ab ba ab ..., so that neighbours are one block
     assert seen[-1] == (2 * rounds, 2 * rounds)
+
+
+def test_on_a_beat_a_run_that_takes_longer_leaves_beats_out():
+    now, began = 0.0, []
+    lengths = iter([0.01, 0.04, 0.25, 0.01])
+
+    def wait(seconds):
+        nonlocal now
+        now += seconds
+
+    def work():
+        began.append(now)
+        wait(next(lengths))
+
+    times = clock.on_a_beat(work, CPU, 3, 10.0, warmup=1, now=lambda: now, wait=wait)
+    assert len(times.runs) == 3 and began == pytest.approx([0.0, 0.1, 0.2, 0.5])
+
+
+def test_works_on_a_beat_take_turns_too(monkeypatch):
+    asked = []
+    monkeypatch.setattr(clock, "on_a_beat", lambda work, device, runs, rate_hz, warmup: asked.append((rate_hz, warmup))
+                        or clock.milliseconds(work, device, runs, 0))
+    times = clock.in_turns({name: lambda: None for name in "ab"}, CPU, 12, rate_hz=60.0)
+    assert {name: len(t.runs) for name, t in times.items()} == {"a": 12, "b": 12}
+    assert asked == [(60.0, 3)] * 2 + [(60.0, 1)] * 18
+
+
+def test_energy_is_what_the_counter_moved_by_over_the_runs(monkeypatch):
+    ran, counter = [], iter([5_000, 13_000])
+    nvml = SimpleNamespace(NVMLError=ValueError, nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counter),
+                           nvmlDeviceGetPowerManagementLimit=lambda handle: 700_000)
+    monkeypatch.setattr(energy, "open_nvml", lambda device: (nvml, "gpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    found = energy.measure_energy(lambda: ran.append(1), torch.device("cuda:0"), run_ms=1e3 * energy.SECONDS / 4)
+    assert len(ran) == 5 and found.joules == pytest.approx(2.0) and found.limit_watts == 700.0  # the first is untimed
+    assert found.shortest_ms == pytest.approx(2.0 / 0.7)
+
+
+@pytest.mark.parametrize(("opened", "says"), [("not readable: install nvidia-ml-py", "install nvidia-ml-py"),
+                                              (None, "no counter")])
+def test_energy_that_cannot_be_read_says_why(monkeypatch, opened, says):
+    def refuse(handle):
+        raise ValueError("no counter")
+
+    nvml = SimpleNamespace(NVMLError=ValueError, nvmlDeviceGetTotalEnergyConsumption=refuse)
+    monkeypatch.setattr(energy, "open_nvml", lambda device: opened or (nvml, "gpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert says in energy.measure_energy(lambda: None, torch.device("cuda:0"), 10.0)
 
 
 def test_kernels_of_one_name_are_summed_per_run():
