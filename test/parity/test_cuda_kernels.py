@@ -63,6 +63,24 @@ def test_gated_product_norms_its_rows(rows, inner, features, portable):
 
 
 @PORTABLE
+@pytest.mark.parametrize(("rows", "features", "inner"), [
+    (968, 2048, 16384), (968, 2048, 2048), (832, 2048, 16384), (560, 2048, 2048), (304, 2048, 16384), (40, 128, 1024),
+    (1000, 2048, 1152), (4001, 256, 1024)])
+def test_prefix_product_added_to_the_residual(rows, features, inner, portable):
+    from pi05_ros.backends.cuda.kernels.prefix_added import add_product
+
+    x, y, weight = normal(rows, features), normal(rows, inner), normal(features, inner, scale=inner**-0.5)
+    made = []
+    for _ in range(2):
+        out = room(rows, features)
+        out[:rows] = x
+        add_product(out[:rows], y, weight, portable)
+        made.append(out)
+    assert relative_error(made[0][:rows], x.float() + y.float() @ weight.float().T) < 3e-3
+    assert (made[0][rows:] == BEYOND).all() and torch.equal(*made)
+
+
+@PORTABLE
 @pytest.mark.parametrize(("rows", "heads"), [(968, 8), (560, 8), (272, 8), (65, 8), (129, 4)])
 def test_prefix_attention_with_masked_rows(rows, heads, portable):
     from pi05_ros.backends.cuda.kernels.prefix_attention import CANDIDATES, prefix_attention

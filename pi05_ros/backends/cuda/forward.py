@@ -1,7 +1,7 @@
 """The whole fast forward on one screen: what each CUDA graph holds. Buffers `b` as in the shape table (shapes.py).
 
 Vision and expert keep their residual in float32 (in bfloat16 it is most of the error); in the prefix a product that
-ends in the residual adds itself to it (`addmm_`), and the others read it as it is: RMSNorm is a factor a row, applied
+ends in the residual adds itself to it, and the others read it as it is: RMSNorm is a factor a row, applied
 by what comes after the product. Its scales are in the weights (packing.py), flow times in tables (modulation.py). Rows
 beyond the valid ones are computed and never attended to.
 """
@@ -16,6 +16,7 @@ from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 from pi05_ros.backends.cuda.kernels.image_attention import image_attention
 from pi05_ros.backends.cuda.kernels.norm import layer_norm, row_sums
 from pi05_ros.backends.cuda.kernels.pair_product import glu_product, qkv_product
+from pi05_ros.backends.cuda.kernels.prefix_added import add_product
 from pi05_ros.backends.cuda.kernels.prefix_attention import prefix_attention
 from pi05_ros.backends.cuda.kernels.prefix_input import fill
 from pi05_ros.backends.cuda.kernels.residual_product import residual_product
@@ -86,9 +87,9 @@ def prefix(w: PrefixWeights, b: Buffers, tilings: Tilings, config: Pi05Config, r
         torch.mm(x, layer.qkv.T, out=qkv)
         prefix_attention(x, qkv, b.positions, b.cos, b.sin, keys, values, inverse, b.prefix_counters, b.valid,
                          attended, config.prefix.num_heads, tilings.prefix_attention)
-        x.addmm_(attended, layer.out.T)
+        add_product(x, attended, layer.out)
         gated_product(x, inverse, layer.gate_up, gate_up, hidden, b.prefix_counters)
-        x.addmm_(hidden, layer.down.T)
+        add_product(x, hidden, layer.down)
 
 
 def denoising_step(w: ExpertWeights, b: Buffers, tilings: Tilings, step: int) -> None:

@@ -75,6 +75,8 @@ gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
     int rank = cluster_rank(), group = warpgroup(), row_tiles = (rows + ROWS - 1) / ROWS;
     if (threadIdx.x == 0) barrier_init(shared + NORMED, 1);
     begin(&x, &weight, &out, shared);
+    wait_for_grid();
+    let_next_grid();
     if (group == 0) {
         set_registers_down<40>();
         if (threadIdx.x == 0) load_tiles(&x, &weight, shared, row_tiles, rank);

@@ -174,7 +174,6 @@ prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__
     PrefixRows all = {x, qkv, positions, cosines, sines, key_cache, value_cache, inverse, counters, rows};
     int part = 0;
     if (threadIdx.x == 0) {
-        part = all.take();
         for (int i = 0; i < SLOTS; ++i) {
             barrier_init(shared + BARRIERS + 8 * i, 1);
             barrier_init(shared + BARRIERS + 8 * (SLOTS + i), 2);
@@ -191,6 +190,9 @@ prefix_attention(const __grid_constant__ TensorMap keys, const __grid_constant__
         prefetch_map(&out);
     }
     __syncthreads();
+    wait_for_grid();
+    let_next_grid();
+    if (threadIdx.x == 0) part = all.take();
     cluster_arrive();  // this block's barriers may be told
     if (group < 0) {
         all.share(shared + TAKEN, LOADERS, part);

@@ -58,4 +58,5 @@ def gated_product(x: Tensor, factors: Tensor, weight: Tensor, gate_up: Tensor, o
     in_turn = weight.view(2, features // 8, 8, inner).transpose(0, 1)
     maps = (TensorMap(x, (-(-tile // 16) * 8, 64)), TensorMap(in_turn, (8, 2, 8, 64)), TensorMap(out, (tile, 32)))
     norm = counters is not None
-    kernel.launch((blocks,), 384, (*maps, x, factors, counters if norm else factors, int(norm), rows), cluster=2)
+    kernel.launch((blocks,), 384, (*maps, x, factors, counters if norm else factors, int(norm), rows), cluster=2,
+                  dependent=True)

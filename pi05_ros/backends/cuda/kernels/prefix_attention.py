@@ -95,4 +95,5 @@ def prefix_attention(x: Tensor | None, qkv: Tensor, positions: Tensor, cos: Tens
     maps = tuple(TensorMap(tensor, (high, 64)) for tensor, high in boxes)
     kernel = _kernel(heads, 8 if x is None else x.shape[1], qkv.device)
     kernel.launch((2 * triton.cdiv(rows * heads, 128),), 384,
-                  (*maps, x, qkv, positions, cos, sin, keys, values, inverse, counters, valid, rows, scale), cluster=2)
+                  (*maps, x, qkv, positions, cos, sin, keys, values, inverse, counters, valid, rows, scale), cluster=2,
+                  dependent=True)
