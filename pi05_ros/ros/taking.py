@@ -1,58 +1,25 @@
 """Messages taken as they came over the wire (CDR) into memory of ours.
 
-rclpy makes new bytes of each, with the interpreter's lock held. This calls the C function beneath it, in the library
-that rclpy has loaded: the middleware copies the message to where it shall stay, and other threads run meanwhile.
+rclpy makes new bytes of each, with the interpreter's lock held. With the C function beneath it the middleware copies
+the message to where it shall stay, and other threads run meanwhile.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import CFUNCTYPE, POINTER, c_int, c_size_t, c_void_p
-from functools import cache
 
 import numpy as np
-from rclpy.impl.implementation_singleton import rclpy_implementation
 
 from pi05_ros.errors import ObservationError
+from pi05_ros.ros.rcl import Allocate, Allocator, Deallocate, Message, Reallocate, ZeroAllocate, library
 
 ALIGNMENT = 64  # of the pixels: a cache line
 NO_MESSAGE = 401  # RCL_RET_SUBSCRIPTION_TAKE_FAILED
 
-Allocate = CFUNCTYPE(c_void_p, c_size_t, c_void_p)
-Deallocate = CFUNCTYPE(None, c_void_p, c_void_p)
-Reallocate = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_void_p)
-ZeroAllocate = CFUNCTYPE(c_void_p, c_size_t, c_size_t, c_void_p)
-
-
-class Allocator(ctypes.Structure):
-    """rcutils_allocator_t."""
-
-    _fields_ = [("allocate", Allocate), ("deallocate", Deallocate), ("reallocate", Reallocate),
-                ("zero_allocate", ZeroAllocate), ("state", c_void_p)]
-
-
-class Message(ctypes.Structure):
-    """rcl_serialized_message_t."""
-
-    _fields_ = [("buffer", c_void_p), ("length", c_size_t), ("capacity", c_size_t), ("allocator", Allocator)]
-
-
 # Nobody else asks this allocator for memory, or may free ours.
 NONE, NONE_OF_ZEROS = Allocate(lambda size, state: None), ZeroAllocate(lambda number, size, state: None)
 KEEP = Deallocate(lambda pointer, state: None)
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """Raises OSError or AttributeError where it has not what is needed here."""
-    found = ctypes.CDLL(rclpy_implementation.__file__)  # finds the functions of all libraries that this one needs
-    found.rcl_take_serialized_message.argtypes = [c_void_p, POINTER(Message), c_void_p, c_void_p]
-    found.rcutils_uint8_array_resize.argtypes = [POINTER(Message), c_size_t]
-    for function in (found.rcl_take_serialized_message, found.rcutils_uint8_array_resize):
-        function.restype = c_int
-    found.rcutils_reset_error.argtypes, found.rcutils_reset_error.restype = [], None
-    return found
 
 
 def plain_memory(size: int) -> np.ndarray:

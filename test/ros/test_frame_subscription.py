@@ -19,10 +19,11 @@ from robot_stand_in import PATIENCE_S
 from sensor_msgs.msg import Image
 
 from pi05_ros.errors import ObservationError
-from pi05_ros.ros import taking
+from pi05_ros.ros import rcl, taking
 from pi05_ros.ros.conversions import image_message, to_time
 from pi05_ros.ros.frame_subscription import FrameSubscription
 from pi05_ros.ros.wire_images import read_image
+from pi05_ros.sim import sensor_load
 
 QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -168,7 +169,7 @@ def test_a_middleware_that_wants_the_exact_size_is_given_it():
         return given[-1]
 
     taker = taking.Taker(memory)
-    resize = taking.library().rcutils_uint8_array_resize
+    resize = rcl.library().rcutils_uint8_array_resize
     for size, memories in ((100, 1), (60, 1), (60, 1), (100, 1), (200, 2)):
         assert resize(ctypes.byref(taker._message), size) == 0
         begin = taker._message.buffer - given[-1].ctypes.data
@@ -178,10 +179,11 @@ def test_a_middleware_that_wants_the_exact_size_is_given_it():
 def test_a_library_of_other_structures_is_not_used(monkeypatch):
     class Other(ctypes.Structure):
         _fields_ = [("length", ctypes.c_size_t), ("capacity", ctypes.c_size_t), ("buffer", ctypes.c_void_p),
-                    ("allocator", taking.Allocator)]
+                    ("allocator", rcl.Allocator)]
 
-    monkeypatch.setattr(taking, "Message", Other)
-    monkeypatch.setattr(taking, "library", taking.library.__wrapped__)
+    for module in (rcl, taking):
+        monkeypatch.setattr(module, "Message", Other)
+    monkeypatch.setattr(taking, "library", rcl.library.__wrapped__)
     with pytest.raises(AttributeError, match="resized"):
         taking.Taker(taking.plain_memory)
 
@@ -206,3 +208,23 @@ def test_damaged_images_are_refused_through_this_way_too(active, robot):
     robot.until(lambda: active.diagnostics.refused["wire format"] > 1, lambda: robot.cameras[0].publish(whole[:-9]))
     robot.next_trajectory()
     assert active.parts.inputs.received["base_image"] >= 3
+
+
+@pytest.mark.parametrize("way", [rcl.publisher_of, sensor_load.way_out])
+def test_a_message_goes_out_from_where_it_lies_as_it_is_then(bench, way):
+    message = bytearray(serialize_message(image_message(picture(5), to_time(0))))
+    publish = way(bench.camera, message)
+    for second in (1, 2):
+        message[sensor_load.STAMP] = second.to_bytes(4, "little") + bytes(4)
+        publish()
+        bench.until(lambda: bench.frames and bench.frames[-1].stamp_ns == second * 10**9)  # noqa: B023
+        np.testing.assert_array_equal(pixels(bench.frames[-1]), picture(5))
+    assert len(bench.frames) == 2
+
+
+def test_where_rclpy_is_another_a_message_goes_out_through_it_and_that_is_said(bench, monkeypatch, capsys):
+    monkeypatch.setattr(rcl, "library", missing)
+    publish = sensor_load.way_out(bench.camera, bytearray(serialize_message(image_message(picture(5), to_time(7)))))
+    publish()
+    bench.until(lambda: bench.frames)
+    assert bench.frames[0].stamp_ns == 7 and "rcl_take_serialized_message" in capsys.readouterr().err
