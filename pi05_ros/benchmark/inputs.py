@@ -58,7 +58,7 @@ def check_shape(config: Pi05Config, cameras: int, tokens: int) -> None:
 
 
 def placed(frame: np.ndarray, device: torch.device) -> np.ndarray:
-    return np.asarray(pinned_copy(frame.data.cast("B"))).reshape(frame.shape) if device.type == "cuda" else frame
+    return pinned_copy(frame) if device.type == "cuda" else frame
 
 
 def random_inputs(config: Pi05Config, device: torch.device, cameras: int, tokens: int, seed: int) -> BenchmarkInputs:

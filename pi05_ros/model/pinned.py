@@ -8,19 +8,23 @@ import torch
 from pi05_ros.errors import ObservationError
 
 
-def pinned_copy(data: memoryview) -> memoryview:
-    """The same bytes in page-locked memory, which PyTorch keeps for the next one of this size once nobody has it.
+def pinned_memory(size: int) -> np.ndarray:
+    """uint8 [size], page-locked; PyTorch keeps it for the next one of this size once nobody has it.
 
     Raises:
         ObservationError: no such memory, after a fault of the GPU say; the policy's worker finds that out by itself.
     """
     try:
-        copy = torch.empty(len(data), dtype=torch.uint8, pin_memory=True).numpy()
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
     except RuntimeError as error:
-        raise ObservationError("image", expected=f"{len(data)} bytes of page-locked memory", received=str(error),
+        raise ObservationError("image", expected=f"{size} bytes of page-locked memory", received=str(error),
                                way_out="Clean up and configure again.", cause="pinned memory") from error
-    np.copyto(copy, np.frombuffer(data, np.uint8))
-    return copy.data
+
+
+def pinned_copy(frame: np.ndarray) -> np.ndarray:
+    copy = pinned_memory(frame.size).reshape(frame.shape)
+    np.copyto(copy, frame)
+    return copy
 
 
 def is_pinned(frame: np.ndarray) -> bool:

@@ -56,7 +56,7 @@ def image_decoder() -> tuple[ImageDecoder, str]:
             return decode_plain(message, camera)
         image_encodings.check_size(message.data, message.height, message.width, message.step, 1, camera)
         try:
-            return bridge.imgmsg_to_cv2(deserialize_message(message.cdr, Image), desired_encoding="rgb8")
+            return bridge.imgmsg_to_cv2(deserialize_message(bytes(message.cdr), Image), desired_encoding="rgb8")
         except (CvBridgeError, ValueError, RuntimeError) as error:  # OpenCV's own errors are RuntimeErrors
             raise ObservationError(f"image '{camera}'", expected="an encoding that cv_bridge converts to rgb8",
                                    received=f"'{message.encoding}': {error}", cause="encoding",

@@ -70,7 +70,7 @@ class Motion:
         consuming = delivery.join.mode != "plain" and not self._at_rest  # a robot that is held consumes no actions
         for _ in range(MOST_PLANS):
             now_ns = self._now_ns()
-            measured = self._alive(now_ns)
+            measured = self._alive(now_ns, running)
             chunk = chunk or self._joining.combined(delivery.chunk, delivery.join)
             plan = plan_chunk(chunk, self._limits, measured, now_ns, command, running, consuming)
             gone_s = (self._now_ns() - now_ns) * 1e-9  # of the lead, which is for the way to the controller
@@ -89,9 +89,10 @@ class Motion:
         self.held = self._at_rest = False
         return published_ns, plan
 
-    def _alive(self, now_ns: int) -> JointMeasurement:
+    def _alive(self, now_ns: int, running: JointTrajectoryPlan | None) -> JointMeasurement:
         """The joints as measured last; ObservationError where an input has fallen silent."""
-        causes, measured = self._mailbox.missing(now_ns, self._values()["input_timeout_s"]), self.measured(now_ns)
+        causes = self._mailbox.missing(now_ns, self._values()["input_timeout_s"])
+        measured = self.measured(now_ns, running)
         if measured is None or causes:
             raise ObservationError("chunk", expected="inputs that still arrive when it is published",
                                    received=", ".join(f"{slot}: {why}" for slot, why in causes.items()) or "old joints",
@@ -129,12 +130,15 @@ class Motion:
             self.held = True
             self._log(f"nothing more is published: {why}")
 
-    def measured(self, now_ns: int) -> JointMeasurement | None:
-        """The joints as measured last, unless that was too long ago."""
+    def measured(self, now_ns: int, running: JointTrajectoryPlan | None = None) -> JointMeasurement | None:
+        """The joints as measured last, unless that was too long ago. What was commanded then is left out where the
+        `running` trajectory says it."""
         latest = self._mailbox.latest(Mailbox.STATE)
         fresh = latest is not None and age_s(latest, now_ns) <= self._values()["max_input_age_s"]
         if latest is None or not fresh:
             return None
+        if running is not None and latest.stamp_ns >= running.known_from_ns:
+            return latest.value
         return replace(latest.value, told=self._commanded.at(latest.stamp_ns))
 
     def _publish(self, plan: JointTrajectoryPlan, now_ns: int) -> None:

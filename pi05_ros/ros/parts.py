@@ -110,7 +110,7 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     commands = Commands(node, robot, limits, group)
     undo.callback(commands.destroy)
     inputs = Subscriptions(node, group, robot, (*required, *optional), mailbox, values["reliable_images"],
-                           values["compressed_images"], loaded.policy.place, hooks.refuse, hooks.on_prompt)
+                           values["compressed_images"], loaded.policy.frame_memory, hooks.refuse, hooks.on_prompt)
     undo.callback(inputs.destroy)
     worker.repeat(loop.due, loop.step)
     log(f"configured: robot '{robot.name}', {loaded.policy.summary()}, images by {decoder}")

@@ -20,6 +20,7 @@ from std_msgs.msg import String
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.ros.clock import now_ns
 from pi05_ros.ros.conversions import ImageDecoder, JointReader, WireFrame
+from pi05_ros.ros.frame_subscription import FrameSubscription
 from pi05_ros.ros.wire_images import WireImage, read_compressed_image, read_image
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
@@ -35,70 +36,107 @@ class Subscriptions:
     Args:
         cameras: the cameras of `schema.CAMERAS` to listen to.
         compressed: to CompressedImage on `<topic>/compressed`, as image_transport names it.
-        place: pixels to where they shall wait for the worker.
+        frame_memory: gives so many bytes, where pixels shall wait for the worker.
         report: takes an ObservationError for a message that was refused.
         on_prompt: takes the text of ~/prompt.
 
-    `received` counts messages by topic, `lost` those that the middleware lost on the way here.
+    By topic: `made` has the subscriptions, `receive` what takes their messages (images serialised), `received` counts
+    them, `lost` those that the middleware lost on the way here.
     """
 
     def __init__(self, node: Node, group: CallbackGroup, robot: Robot, cameras: tuple[str, ...], mailbox: Mailbox,
-                 reliable: bool, compressed: bool, place: Callable[[memoryview], memoryview],
+                 reliable: bool, compressed: bool, frame_memory: Callable[[int], np.ndarray],
                  report: Callable[[ObservationError], None], on_prompt: Callable[[str], None]) -> None:
         self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
+        self.made: dict[str, Subscription | FrameSubscription] = {}
+        self.receive: dict[str, Callable[[Any], Any]] = {}
         self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))
+        self._frame_memory = frame_memory
+        self._taken_directly = True
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._read: Callable[[bytes], WireFrame] = read_compressed_image if compressed else self._placed
-        self._place = place
-        self._all: list[Subscription] = []
         for camera in cameras:
-            topic = node.resolve_topic_name(f"~/{TOPICS[camera]}") + suffix  # remap the image topic, not its variants
-            self._subscribe(kind, topic, self._image_callback(camera), images, TOPICS[camera], raw=True)
+            topic = node.resolve_topic_name(f"~/{TOPICS[camera]}")  # remap the image topic, not its variants
+            if compressed:
+                self._subscribe(CompressedImage, f"{topic}/compressed", self._store(camera, read_compressed_image),
+                                images, TOPICS[camera], raw=True)
+            else:
+                self._subscribe_frames(camera, topic, images)
         self._subscribe(JointState, "~/joint_states", self._on_joints, qos_profile_sensor_data, "joint_states")
         self._subscribe(String, "~/prompt", self._on_text, latched, "prompt")
 
     def destroy(self) -> None:
-        for subscription in self._all:
-            self._node.destroy_subscription(subscription)
-        self._all.clear()
+        for made in self.made.values():
+            if isinstance(made, FrameSubscription):
+                made.destroy()
+            else:
+                self._node.destroy_subscription(made)
+        self.made.clear()
 
-    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile, name: str,
+    def _subscribe_frames(self, camera: str, topic: str, qos: QoSProfile) -> None:
+        """Taken straight into their memory, or copied there where rclpy is not as this needs it."""
+        name = TOPICS[camera]
+        receive, refuse = self._counted(name, self._store(camera, read_image)), self._counted(name, self._report)
+        if self._taken_directly:
+            try:
+                self._remember(name, topic, receive, lambda events: FrameSubscription(
+                    self._node, topic, qos, self._group, events, self._frame_memory, receive, refuse))
+                return
+            except (AttributeError, OSError, TypeError) as error:
+                self._taken_directly = False
+                self._node.get_logger().warning("frames take longer: this rclpy does not let them be taken into memory "
+                                                f"of ours ({type(error).__name__}: {error})")
+        self._subscribe(Image, topic, self._store(camera, self._placed), qos, name, raw=True)
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], Any], qos: QoSProfile, name: str,
                    raw: bool = False) -> None:
+        receive = self._counted(name, callback)
+        self._remember(name, topic, receive, lambda events: self._node.create_subscription(
+            kind, topic, receive, qos, raw=raw, callback_group=self._group, event_callbacks=events))
+
+    def _remember(self, name: str, topic: str, receive: Callable[[Any], Any],
+                  make: Callable[[SubscriptionEventCallbacks], Subscription | FrameSubscription]) -> None:
         def count(event: Any) -> None:
             self.lost[name] += event.total_count_change
 
-        def receive(message: Any) -> None:
-            self.received[name] += 1
-            callback(message)
-
         try:
-            made = self._node.create_subscription(kind, topic, receive, qos, raw=raw, callback_group=self._group,
-                                                  event_callbacks=SubscriptionEventCallbacks(message_lost=count))
+            self.made[name] = make(SubscriptionEventCallbacks(message_lost=count))
         except UnsupportedEventTypeError as error:
             self._node.get_logger().warning(f"{topic}: this middleware does not count lost messages ({error})")
-            made = self._node.create_subscription(kind, topic, receive, qos, raw=raw, callback_group=self._group)
-        self._all.append(made)
+            self.made[name] = make(SubscriptionEventCallbacks())
+        self.receive[name] = receive
 
-    def _image_callback(self, camera: str) -> Callable[[bytes], None]:
-        def store(cdr: bytes) -> None:
+    def _counted(self, name: str, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def receive(message: Any) -> Any:
+            self.received[name] += 1
+            return callback(message)
+
+        return receive
+
+    def _store(self, camera: str, read: Callable[[Any], WireFrame]) -> Callable[[bytes | memoryview], int]:
+        def store(cdr: bytes | memoryview) -> int:
+            """Gives where the pixels begin."""
             try:
-                message = self._read(cdr)
+                message = read(cdr)
             except ObservationError as error:
                 self._report(error)
-            else:
-                self._put(camera, message, message.stamp_ns)
+                return 0
+            self._put(camera, message, message.stamp_ns)
+            return message.data_at
 
         return store
 
     def _placed(self, cdr: bytes) -> WireImage:
-        """With pixels that need no conversion in their place; the others are made anew on the worker's side."""
+        """With pixels that need no conversion in their memory; the others are made anew on the worker's side."""
         image = read_image(cdr)
-        return replace(image, data=self._place(image.data), cdr=b"") if image.encoding == "rgb8" else image
+        if image.encoding != "rgb8":
+            return image
+        memory = self._frame_memory(len(image.data))
+        np.copyto(memory, np.frombuffer(image.data, np.uint8))
+        return replace(image, data=memory.data, cdr=b"")
 
     def _on_text(self, message: String) -> None:
         self._on_prompt(message.data)

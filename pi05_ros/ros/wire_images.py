@@ -1,6 +1,6 @@
 """Image messages as they come over the wire (CDR), read without copying: rclpy's own messages cost twice the time.
 
-A subscription with `raw=True` hands over the serialised bytes; pixels are a view of them until they are converted.
+They are taken serialised (frame_subscription.py, or `raw=True`); pixels are a view of them until they are converted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLAIN_CDR = {start: {kind: struct.Struct(order + kind) for kind in "IiB"}
 
 @dataclass(frozen=True)
 class WireImage:
-    """sensor_msgs/Image; `cdr` is the whole message."""
+    """sensor_msgs/Image; `cdr` is the whole message, in which the data begins at `data_at`."""
 
     stamp_ns: int
     height: int
@@ -26,7 +26,8 @@ class WireImage:
     encoding: str
     step: int
     data: memoryview
-    cdr: bytes
+    data_at: int
+    cdr: bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class WireCompressedImage:
     stamp_ns: int
     format: str
     data: memoryview
+    data_at: int = 0
 
 
 class Reader:
     """Fields in their order."""
 
-    def __init__(self, cdr: bytes) -> None:
+    def __init__(self, cdr: bytes | memoryview) -> None:
         kinds = PLAIN_CDR.get(bytes(cdr[:2]))
         if kinds is None:
             raise ValueError(f"representation {bytes(cdr[:2]).hex()}")
@@ -63,6 +65,11 @@ class Reader:
         self._at += count
         return found
 
+    @property
+    def end(self) -> int:
+        """Of what was read, in the message."""
+        return HEADER_BYTES + self._at
+
     def text(self) -> str:
         return bytes(self.sequence()).rstrip(b"\0").decode()
 
@@ -74,13 +81,14 @@ class Reader:
         return seconds * 1_000_000_000 + nanoseconds
 
 
-def read_image(cdr: bytes) -> WireImage:
+def read_image(cdr: bytes | memoryview) -> WireImage:
     """Raises ObservationError for what is no such message."""
     try:
         reader = Reader(cdr)
         stamp, height, width, encoding = reader.stamp_ns(), reader.number(), reader.number(), reader.text()
         reader.number("B")  # is_bigendian
-        return WireImage(stamp, height, width, encoding, reader.number(), reader.sequence(), cdr)
+        step, data = reader.number(), reader.sequence()
+        return WireImage(stamp, height, width, encoding, step, data, reader.end - len(data), cdr)
     except (ValueError, struct.error) as error:
         raise _damaged("sensor_msgs/Image", cdr, error) from error
 
@@ -94,6 +102,6 @@ def read_compressed_image(cdr: bytes) -> WireCompressedImage:
         raise _damaged("sensor_msgs/CompressedImage", cdr, error) from error
 
 
-def _damaged(name: str, cdr: bytes, error: Exception) -> ObservationError:
+def _damaged(name: str, cdr: bytes | memoryview, error: Exception) -> ObservationError:
     return ObservationError("image message", expected=f"a {name} in plain CDR", received=f"{len(cdr)} bytes: {error}",
                             way_out="Check the publisher's ROS distribution and middleware.", cause="wire format")

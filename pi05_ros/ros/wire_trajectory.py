@@ -16,15 +16,22 @@ LITTLE_ENDIAN = b"\x00\x01\x00\x00"  # plain CDR; alignment counts from behind t
 
 def trajectory_cdr(plan: JointTrajectoryPlan, names: Sequence[str], columns: Sequence[int]) -> bytes:
     """trajectory_msgs/JointTrajectory: the plan's `columns`, as joints `names`; no frame, accelerations or efforts."""
-    stamp_s, stamp_ns = divmod(plan.stamp_ns, 1_000_000_000)
-    body = struct.pack("<iI", stamp_s, stamp_ns) + _text("") + _padding(13, 4) + struct.pack("<I", len(names))
-    for name in names:
-        body += _padding(len(body), 4) + _text(name)
-    body += _padding(len(body), 4) + struct.pack("<I", len(plan.times_s))
+    body = struct.pack("<iI", *divmod(plan.stamp_ns, 1_000_000_000)) + _header(tuple(names))
+    body += struct.pack("<I", len(plan.times_s))
     points = _points(plan, columns)
     if len(body) % 8:  # the first positions follow their number at once
         return LITTLE_ENDIAN + body + points[:4] + points[8:]
     return LITTLE_ENDIAN + body + points
+
+
+@cache
+def _header(names: tuple[str, ...]) -> bytes:
+    """What stands between the stamp and the number of points."""
+    stamp = bytes(8)
+    body = stamp + _text("") + _padding(13, 4) + struct.pack("<I", len(names))
+    for name in names:
+        body += _padding(len(body), 4) + _text(name)
+    return (body + _padding(len(body), 4))[len(stamp):]
 
 
 def _points(plan: JointTrajectoryPlan, columns: Sequence[int]) -> bytes:

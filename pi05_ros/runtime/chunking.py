@@ -5,6 +5,7 @@ All vectors are in the order of `Robot.joints`, in rad or m.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,8 +142,9 @@ def faded(wanted: np.ndarray, times_s: np.ndarray, stamp_ns: int, start: Start, 
     before, _ = running.along(stamp_ns + np.rint(np.append(join_s, times_s) * 1e9).astype(np.int64))
     u = np.clip((times_s[:, None] - join_s) / span_s, 0.0, 1.0)
     weight = u**3 * (10 + u * (6 * u - 15))
+    mixed = before[1:] + weight * (wanted - before[1:])
     on_it = np.abs(start.positions[-1] - before[0]) < 1e-6  # not a joint that is led from where it was measured
-    return np.where(on_it, before[1:] + weight * (wanted - before[1:]), wanted)
+    return mixed if on_it.all() else np.where(on_it, mixed, wanted)
 
 
 def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured: JointMeasurement, now_ns: int,
@@ -150,22 +152,22 @@ def _start(chunk: ActionChunk, times: np.ndarray, limits: JointLimits, measured:
     soonest = now_ns + int(command.lead_s * 1e9)
     if running is None or running.end_ns <= soonest:
         return _from_rest(chunk, limits, measured, soonest, command, running)
-    points_ns = running.points_ns()
+    points_ns = running.points_ns
     # Left at a point of its own, or within a long segment: up to there the curve remains the same cubics.
-    next_ns = next((t for t in points_ns if t >= soonest), running.end_ns)
+    next_ns = points_ns[bisect_left(points_ns, soonest)]
     join_ns = max(min(next_ns, soonest + int(chunk.control_period_s * 1e9)), running.rests_until_ns)
-    later = [t for t in points_ns if t > join_ns]
+    first, later = bisect_right(points_ns, now_ns), points_ns[bisect_right(points_ns, join_ns):]
     while True:
-        times_ns = np.array([t for t in points_ns if now_ns < t < join_ns] + [join_ns])
+        times_ns = np.array([*points_ns[first:bisect_left(points_ns, join_ns)], join_ns])
         positions, velocities = running.along(times_ns)
         join_s = (join_ns - chunk.stamp_ns) * 1e-9
         if not later or _can_leave(positions[-1], velocities[-1], join_s, chunk, times, limits):
             break
         join_ns = later.pop(0)
-    lost = _lost(running, measured, limits, command.stop_time_s)
-    there = _led_back(measured.positions, limits, (times_ns - now_ns)[:, None] * 1e-9)
-    return Start((times_ns - chunk.stamp_ns) * 1e-9, np.where(lost, there, positions),
-                 np.where(lost, 0.0, velocities), running.rests_until_ns)
+    if (lost := _lost(running, measured, limits, command.stop_time_s)).any():
+        there = _led_back(measured.positions, limits, (times_ns - now_ns)[:, None] * 1e-9)
+        positions, velocities = np.where(lost, there, positions), np.where(lost, 0.0, velocities)
+    return Start((times_ns - chunk.stamp_ns) * 1e-9, positions, velocities, running.rests_until_ns)
 
 
 def _from_rest(chunk: ActionChunk, limits: JointLimits, measured: JointMeasurement, soonest_ns: int,
@@ -195,6 +197,8 @@ def _can_leave(position: np.ndarray, velocity: np.ndarray, join_s: float, chunk:
     after = times.searchsorted(join_s + 0.5 * chunk.control_period_s)
     span = times[after] - join_s if after < len(times) else 0.0
     carried = position + velocity / 3 * span
+    if ((carried >= limits.lower) & (carried <= limits.upper)).all():  # mostly
+        return True
     beyond = (velocity > 0) & (carried > limits.upper) | (velocity < 0) & (carried < limits.lower)
     return not beyond.any()
 

@@ -13,7 +13,7 @@ from pi05_ros.backends import base
 from pi05_ros.config import Pi05Config, tiny_config
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
-from pi05_ros.model.pinned import pinned_copy
+from pi05_ros.model.pinned import pinned_memory
 from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
 from pi05_ros.runtime.forward import Forward, Given, Prepared
@@ -134,12 +134,12 @@ class Policy:
         return gpu_sensors(self.stages.device)
 
     @property
-    def place(self) -> Callable[[memoryview], memoryview]:
-        """Puts pixels where `infer` takes them from without a copy (pinned memory for a GPU); keeps no policy alive.
+    def frame_memory(self) -> Callable[[int], np.ndarray]:
+        """Gives so many bytes from which `infer` takes pixels without a copy (pinned for a GPU); keeps no policy alive.
 
-        It raises ObservationError where there is no room.
+        It raises ObservationError where there are none.
         """
-        return pinned_copy if self.stages.device.type == "cuda" else as_they_are
+        return pinned_memory if self.stages.device.type == "cuda" else plain_memory
 
     def summary(self) -> str:
         """One line for logs: what runs where."""
@@ -236,8 +236,8 @@ def _checkpoint_tokenizer(opened: Checkpoint, robot: Robot) -> PromptTokenizer:
     return PromptTokenizer(opened.tokenizer_path, opened.config.max_token_len)
 
 
-def as_they_are(pixels: memoryview) -> memoryview:
-    return pixels
+def plain_memory(size: int) -> np.ndarray:
+    return np.empty(size, np.uint8)
 
 
 def draw_noise(seed: int, chunk_index: int, config: Pi05Config) -> np.ndarray:

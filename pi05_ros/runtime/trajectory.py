@@ -58,15 +58,16 @@ class JointTrajectoryPlan:
 
     def prepare(self) -> None:
         """Makes now what the first question would make, which comes when somebody waits for its answer."""
-        _ = self.cubics
+        _ = self.cubics, self.points_ns
 
+    @cached_property
     def points_ns(self) -> list[int]:
         """Times of the points on the clock."""
         return (self.stamp_ns + self.offsets_ns).tolist()
 
     def next_point_ns(self, time_ns: int) -> int:
         """Time of the first point at or after a time; the last point's if there is none."""
-        return next((t for t in self.points_ns() if t >= time_ns), self.end_ns)
+        return next((t for t in self.points_ns if t >= time_ns), self.end_ns)
 
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Position and velocity [J] that a controller commands at a time: the cubic through the points' positions

@@ -141,7 +141,6 @@ class Soak:
                 self.accounts.must("activations", "lifecycle, reset")
         if amount > 0.5 and self.node.state_label == "inactive":
             self.node.trigger_cleanup()
-        self._topics = {s.topic_name.rsplit("/", 1)[1]: s.callback for s in self.node.subscriptions}
 
     def _reset(self) -> None:
         if self.node._on_reset(Trigger.Request(), Trigger.Response()).success:
@@ -236,7 +235,7 @@ class Soak:
 
     def _call(self, topic: str, message: Any) -> None:
         if self.node.parts is not None:
-            self._topics[topic](message)
+            self.node.parts.inputs.receive[topic](message)
 
     # ------------------------------------------------------------------ outputs
 

@@ -79,8 +79,8 @@ class ScriptedPolicy:
     def pipeline(self, overlap: bool) -> Sequential:
         return Sequential(self)
 
-    def place(self, pixels: memoryview) -> memoryview:
-        return pixels
+    def frame_memory(self, size: int) -> np.ndarray:
+        return np.empty(size, np.uint8)
 
     def encode_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         return np.pad(actions, ((0, 0), (0, 32 - actions.shape[1]))).astype(np.float32)

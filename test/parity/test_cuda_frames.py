@@ -10,7 +10,7 @@ from pi05_ros.backends import base
 from pi05_ros.config import tiny_config
 from pi05_ros.errors import BackendError, ConfigError, ObservationError
 from pi05_ros.model import images
-from pi05_ros.model.pinned import pinned_copy
+from pi05_ros.model.pinned import is_pinned, pinned_copy, pinned_memory
 from pi05_ros.model.recipe import RecipeSource
 
 pytestmark = pytest.mark.gpu
@@ -107,7 +107,7 @@ def test_calls_behind_a_busy_stream_keep_their_frames():
 def test_frames_in_pinned_memory_go_up_from_there_and_are_kept_until_they_are_read():
     ours, busy = preparation(), torch.randn(4096, 4096, device=DEVICE)
     frames = [frame_of((480, 640)), frame_of(random_size()), frame_of((225, 224))]
-    there = [np.asarray(pinned_copy(frame.data.cast("B"))).reshape(frame.shape) for frame in frames]
+    there = [pinned_copy(frame) for frame in frames]
     ours.prepare(frames)
     ours._staging.fill_(0)  # what still went through it would be black
     for _ in range(10):
@@ -117,8 +117,19 @@ def test_frames_in_pinned_memory_go_up_from_there_and_are_kept_until_they_are_re
     del there  # the memory is free for the next who asks, unless it is kept
     for frame in frames:
         for _ in range(3):
-            np.asarray(pinned_copy(bytes(frame.size)))
+            pinned_copy(np.zeros(frame.size, np.uint8))
     check(result, frames, "pil")
+
+
+def test_a_frame_anywhere_in_pinned_memory_is_read_where_it_is():
+    """As a message is received: its header in front, the pixels aligned or not."""
+    ours, frame = preparation(), frame_of((480, 640))
+    for begin in (61, 64):
+        memory = pinned_memory(frame.size + 100)
+        there = memory[begin:begin + frame.size].reshape(frame.shape)
+        np.copyto(there, frame)
+        assert is_pinned(there)
+        check(ours.prepare([there]), [frame], "pil")
 
 
 def test_refuses_what_the_transform_refuses_and_batches():

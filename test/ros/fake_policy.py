@@ -29,8 +29,8 @@ class FakePolicy:
     def pipeline(self, overlap):
         return Sequential(self)
 
-    def place(self, pixels):
-        return pixels
+    def frame_memory(self, size):
+        return np.empty(size, np.uint8)
 
     def sensors(self):
         return lambda: {"gpu_temperature_c": 40}

@@ -10,6 +10,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros.policy_node import PolicyNode
+from pi05_ros.ros.subscriptions import TOPICS
 
 
 def test_a_set_of_inputs_becomes_a_trajectory_stamped_by_its_newest_camera(active, robot):
@@ -45,13 +46,13 @@ def test_other_encodings_arrive_as_rgb(active, robot):
 
 def test_pixels_wait_where_the_policy_wants_them(node, robot, monkeypatch):
     """As in a GPU's pinned memory; those of other encodings are made anew anyway."""
-    where = []
+    given = []
 
-    def place(self, pixels):
-        where.append(bytearray(pixels))
-        return memoryview(where[-1])
+    def frame_memory(self, size):
+        given.append(np.empty(size, np.uint8))
+        return given[-1]
 
-    monkeypatch.setattr(FakePolicy, "place", place)
+    monkeypatch.setattr(FakePolicy, "frame_memory", frame_memory)
     assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
     bgr = robot.frames[2][:, :, ::-1].tobytes()
     third = {"encoding": "bgr8", "data": bgr}
@@ -59,17 +60,23 @@ def test_pixels_wait_where_the_policy_wants_them(node, robot, monkeypatch):
     seen = node.parts.policy.seen[0].images
     for camera, frame in zip(seen, robot.frames, strict=True):
         np.testing.assert_array_equal(seen[camera], frame)
-    placed = [np.frombuffer(memory, np.uint8) for memory in where]
-    assert [any(np.shares_memory(image, memory) for memory in placed) for image in seen.values()] == [True, True, False]
+    assert [any(np.shares_memory(image, memory) for memory in given) for image in seen.values()] == [True, True, False]
 
 
-def test_a_place_that_has_no_room_is_an_input_refused(active, robot, monkeypatch):
-    def full(pixels):
-        raise ObservationError("image", expected="room", received="none", way_out="none", cause="pinned memory")
+def test_frames_without_memory_are_refused_and_counted_until_there_is_some(node, robot, monkeypatch):
+    full = [True]
 
-    monkeypatch.setattr(active.parts.inputs, "_place", full)
-    robot.until(lambda: active.diagnostics.refused["pinned memory"] > 0, robot.send, "a refusal")
-    monkeypatch.undo()
+    def frame_memory(self, size):
+        if full and size > 100:
+            raise ObservationError("image", expected="room", received="none", way_out="none", cause="pinned memory")
+        return np.empty(size, np.uint8)
+
+    monkeypatch.setattr(FakePolicy, "frame_memory", frame_memory)
+    assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
+    robot.until(lambda: node.diagnostics.refused["pinned memory"] > 2, robot.send, "a refusal")
+    received = node.parts.inputs.received
+    assert sum(received[topic] for topic in TOPICS.values()) == node.diagnostics.refused["pinned memory"]
+    full.clear()
     robot.next_trajectory()
 
 

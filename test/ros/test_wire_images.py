@@ -94,7 +94,7 @@ def test_compressed_cameras_are_decoded_side_by_side():
 
 
 def test_lost_messages_are_counted_by_topic(active):
-    (subscription,) = [s for s in active.subscriptions if s.topic_name.endswith("left_wrist_image")]
-    (lost,) = [h.callback for h in subscription.event_handlers if h.callback.__qualname__.startswith("Subscriptions.")]
+    handlers = active.parts.inputs.made["left_wrist_image"].event_handlers
+    (lost,) = [handler.callback for handler in handlers if handler.callback.__qualname__.startswith("Subscriptions.")]
     lost(SimpleNamespace(total_count_change=3))
     assert active.parts.inputs.lost == {"left_wrist_image": 3}

@@ -115,10 +115,10 @@ def test_keeps_the_running_trajectory_up_to_its_next_point():
     behind = measured(running.at(later - 50_000_000)[0], later - 50_000_000)  # joint states are 50 ms old
     plan = plan_chunk(replace(chunk(line[::-1]), stamp_ns=later - 100_000_000), LIMITS, behind, later, CommandLimits(),
                       running)
-    kept = [k for k, t in enumerate(plan.points_ns()) if t in running.points_ns()]
-    assert kept == list(range(len(kept))) and plan.points_ns()[kept[-1]] >= later + 20_000_000
+    kept = [k for k, t in enumerate(plan.points_ns) if t in running.points_ns]
+    assert kept == list(range(len(kept))) and plan.points_ns[kept[-1]] >= later + 20_000_000
     for k in kept:
-        position, velocity = running.at(plan.points_ns()[k])
+        position, velocity = running.at(plan.points_ns[k])
         np.testing.assert_allclose(plan.positions[k], position, atol=1e-6)
         np.testing.assert_allclose(plan.velocities[k], velocity, atol=1e-4)
 

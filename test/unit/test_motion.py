@@ -75,3 +75,12 @@ def test_without_a_lead_nothing_is_promised():
     one.motion._values = lambda: VALUES | {"command_lead_s": 0.0}
     one.motion.publish(one.delivery)
     assert len(one.told.plans) == 1
+
+
+def test_what_was_commanded_is_asked_of_older_trajectories_only_where_the_running_one_does_not_know():
+    one = moving([])
+    one.motion.publish(one.delivery)
+    assert (asked := one.motion._commanded.at(NOW)) is not None
+    for known_from_ns, told in ((NOW, None), (NOW + 1, asked)):
+        found = one.motion.measured(NOW, SimpleNamespace(known_from_ns=known_from_ns))
+        np.testing.assert_equal((found.positions, found.told), (LINE[5], told))
