@@ -37,13 +37,7 @@ class Commands:
             ObservationError: numbers that are not finite, or positions far outside the limits: whatever made them, they
                 stay here.
         """
-        if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
-            raise ObservationError("trajectory", expected="finite positions and velocities", received="NaN or infinity",
-                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
-        if not self._limits.plausible(plan.positions).all():
-            raise ObservationError("trajectory", expected="positions inside the joints' limits, or on the way back to "
-                                   "them", received=f"{plan.positions.min():.6g} to {plan.positions.max():.6g}",
-                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
+        self.check(plan)
         failed: Exception | None = None
         self.last = plan  # the last one even if a controller cannot be reached: the others run it
         for publisher, names, columns in self._controllers:
@@ -56,6 +50,22 @@ class Commands:
                     failed.add_note(f"and for {', '.join(names)}: {error!r}")
         if failed is not None:
             raise failed
+
+    def check(self, plan: JointTrajectoryPlan) -> None:
+        """Raises as `publish`."""
+        if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
+            raise ObservationError("trajectory", expected="finite positions and velocities", received="NaN or infinity",
+                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
+        if not self._limits.plausible(plan.positions).all():
+            raise ObservationError("trajectory", expected="positions inside the joints' limits, or on the way back to "
+                                   "them", received=f"{plan.positions.min():.6g} to {plan.positions.max():.6g}",
+                                   way_out="Report this: it should have been found before.", cause=NON_FINITE)
+
+    def rehearse(self, plan: JointTrajectoryPlan) -> None:
+        """All of `publish` but what others hear."""
+        self.check(plan)
+        for _, names, columns in self._controllers:
+            trajectory_cdr(plan, names, columns)
 
     def publish_provenance(self, delivery: Delivery, planned_ns: int, published_ns: int, measured_ns: int,
                            plan: JointTrajectoryPlan) -> None:

@@ -69,12 +69,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Of the node. `hand_over` is called on the worker's thread, the others on the executor's."""
+    """Of the node. `hand_over` and `soon` are called on the worker's thread, the others on the executor's."""
 
     values: Callable[[], dict[str, Any]]
     now_ns: Callable[[], int]
     stop: Callable[[], bool]
     hand_over: Callable[[Finished], None]
+    soon: Callable[[], None]
     refuse: Callable[[Pi05Error], None]
     on_prompt: Callable[[str], None]
     make_worker: Callable[[], Worker] = Worker
@@ -112,6 +113,7 @@ def build(node: Node, load_policy: Callable[..., Policy], hooks: Hooks, undo: Ex
     inputs = Subscriptions(node, group, robot, (*required, *optional), mailbox, values["reliable_images"],
                            values["compressed_images"], loaded.policy.frame_memory, hooks.refuse, hooks.on_prompt)
     undo.callback(inputs.destroy)
+    loaded.policy.soon = hooks.soon
     worker.repeat(loop.due, loop.step)
     log(f"configured: robot '{robot.name}', {loaded.policy.summary()}, images by {decoder}")
     return Parts(loaded.policy, loaded.sensors, worker, mailbox, loop, joining, commands,

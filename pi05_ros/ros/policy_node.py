@@ -72,7 +72,7 @@ class PolicyNode(SupervisedNode):
     def configure(self) -> None:
         self._values = parameters.snapshot(self)
         parameters.check(self._values)
-        hooks = Hooks(lambda: self._values, self._now_ns, lambda: self.stop_requested, self._hand_over,
+        hooks = Hooks(lambda: self._values, self._now_ns, lambda: self.stop_requested, self._hand_over, self._soon,
                       self.diagnostics.refuse, self._on_prompt, self._make_worker)
         with ExitStack() as undo:  # undoes what was made if a later step fails
             self.parts = build(self, self._load_policy, hooks, undo)
@@ -122,7 +122,15 @@ class PolicyNode(SupervisedNode):
         if self.executor is not None:  # a task, because EventsExecutor knows no guard conditions
             self.executor.create_task(self._empty_outbox)
 
+    def _soon(self) -> None:
+        if self.executor is not None:
+            self.executor.create_task(self._rehearse)
+
     # ------------------------------------------------------------------ executor's thread
+
+    def _rehearse(self) -> None:
+        if self.parts is not None and self._epoch is not None:
+            self.parts.motion.rehearse()
 
     def _empty_outbox(self) -> None:
         while self._outbox:

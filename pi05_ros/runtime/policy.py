@@ -16,10 +16,12 @@ from pi05_ros.model.checkpoint import Checkpoint, open_checkpoint
 from pi05_ros.model.pinned import pinned_memory
 from pi05_ros.model.recipe import DeviceSource, RecipeSource
 from pi05_ros.model.weights import Progress, WeightSource
+from pi05_ros.runtime.anticipation import Anticipation
 from pi05_ros.runtime.forward import Forward, Given, Prepared
 from pi05_ros.runtime.gpu_sensors import Sensors, gpu_sensors
 from pi05_ros.runtime.pipelined import Pipeline
 from pi05_ros.runtime.sequential import Sequential
+from pi05_ros.runtime.streams import mark_here
 from pi05_ros.runtime.timing import StageTimer
 from pi05_ros.schema import (
     ActionChunk,
@@ -80,6 +82,8 @@ class Policy:
         self.config: Pi05Config = stages.config
         self.robot: Robot = transforms.robot
         self._chunk_index = 0
+        self.soon: Callable[[], None] | None = None  # called shortly before a GPU has made a chunk, as far as is known
+        self._anticipation = Anticipation()
 
     @classmethod
     def load(cls, checkpoint: str | Path | None = None, robot: str | Robot = "arm6", backend: str = "eager",
@@ -215,8 +219,14 @@ class Policy:
         return self._made(Given(inputs, noise), num_steps, guidance, timer or StageTimer(self.stages.device))
 
     def _made(self, prepared: Prepared, num_steps: int, guidance: Guidance | None, timer: StageTimer) -> np.ndarray:
+        self._anticipation.begin()
         forward = Forward(self.stages, prepared, num_steps, timer)
-        return forward.expert(forward.prefix(forward.vision()), guidance).cpu().numpy()
+        actions = forward.expert(forward.prefix(forward.vision()), guidance)
+        if self.soon is not None and actions.device.type == "cuda":
+            self._anticipation.wait((num_steps, len(prepared.frames)), mark_here(actions.device).reached, self.soon)
+        made = actions.cpu().numpy()  # the host waits here
+        self._anticipation.done()
+        return made
 
     def _checked(self, noise: np.ndarray) -> np.ndarray:
         expected = (self.config.action_horizon, self.config.action_dim)

@@ -24,11 +24,14 @@ class Told:
     """What `Commands` is to the motion."""
 
     def __init__(self):
-        self.last, self.plans, self.planned_ns = None, [], []
+        self.last, self.plans, self.planned_ns, self.rehearsed = None, [], [], []
 
     def publish(self, plan):
         self.plans.append(plan)
         self.last = plan
+
+    def rehearse(self, plan):
+        self.rehearsed.append(plan)
 
     def publish_provenance(self, delivery, planned_ns, published_ns, measured_ns, plan):
         self.planned_ns.append(planned_ns)
@@ -84,3 +87,26 @@ def test_what_was_commanded_is_asked_of_older_trajectories_only_where_the_runnin
     for known_from_ns, told in ((NOW, None), (NOW + 1, asked)):
         found = one.motion.measured(NOW, SimpleNamespace(known_from_ns=known_from_ns))
         np.testing.assert_equal((found.positions, found.told), (LINE[5], told))
+
+
+def test_a_rehearsal_plans_what_would_be_published_and_publishes_nothing():
+    one = moving([])
+    one.motion.rehearse()
+    assert not one.told.rehearsed  # nothing was executed yet
+    one.motion.publish(one.delivery)
+    last, held = one.told.last, one.motion.held
+    one.motion.rehearse()
+    (plan,) = one.told.rehearsed
+    assert len(one.told.plans) == 1 and one.told.last is last and one.motion.held is held
+    assert np.isfinite(plan.positions).all() and plan.offsets_ns[-1] > 0
+    one.motion.hold("enough")
+    one.motion.rehearse()
+    assert len(one.told.rehearsed) == 1  # at rest there is nothing to get ready for
+
+
+def test_a_rehearsal_of_what_can_no_longer_be_executed_says_nothing():
+    one = moving([])
+    one.motion.publish(one.delivery)
+    one.motion._values = lambda: VALUES | {"max_input_age_s": -1.0}
+    one.motion.rehearse()
+    assert not one.told.rehearsed and len(one.told.plans) == 1
