@@ -121,6 +121,19 @@ def test_masked_cameras_and_padding_do_not_matter(tiny):
     assert ours <= 2 * theirs and torch.equal(first, run_stages(tiny.cuda, inputs, 4))
 
 
+def test_after_the_first_chunk_no_other_compiles_a_kernel(tiny, monkeypatch):
+    from triton import knobs
+
+    run_stages(tiny.cuda, tiny.inputs(tiny.config.num_cameras, tiny.config.max_token_len, 1), 10)
+    compiled = []
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda *args, **kwargs: compiled.append(kwargs["repr"]))
+    for cameras in range(1, tiny.config.num_cameras + 1):
+        for tokens in {1, 2, 3, 7, 8, 15, 16, 17, tiny.config.max_token_len}:
+            for steps in (1, 2, 16):
+                run_stages(tiny.cuda, tiny.inputs(cameras, min(tokens, tiny.config.max_token_len), 1), steps)
+    assert not compiled
+
+
 def test_runs_repeat_bit_for_bit_whatever_ran_between(tiny):
     inputs, other = tiny.inputs(3, 48, 1), tiny.inputs(1, 3, 2)
     first = run_stages(tiny.cuda, inputs, 10)

@@ -14,7 +14,7 @@ from torch import Tensor
 PADDING = -(2**31)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["image_rows", "text_rows", "rows"])  # no prompt compiles a kernel of its own
 def _plan(image_mask_ptr, token_mask_ptr, tokens_ptr, source_ptr, valid_ptr, positions_ptr, image_rows, text_rows, rows,
           PATCHES: tl.constexpr, PADDING: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.arange(0, BLOCK)
@@ -46,10 +46,10 @@ def _fill(source_ptr, image_ptr, embedding_ptr, x_ptr, scale, WIDTH: tl.constexp
 
 def plan(image_mask: Tensor, token_mask: Tensor, tokens: Tensor, patches: int, source: Tensor, valid: Tensor,
          positions: Tensor) -> None:
-    """image_mask [N], token_mask and tokens [L] to source, valid and positions [rows]."""
+    """image_mask [N], token_mask and tokens [L] to source [rows], valid and positions [>= rows]."""
     rows = source.shape[0]
     _plan[(1,)](image_mask, token_mask, tokens, source, valid, positions, image_mask.shape[0] * patches,
-                tokens.shape[0], rows, patches, PADDING, triton.next_power_of_2(rows), num_warps=4)
+                tokens.shape[0], rows, patches, PADDING, triton.next_power_of_2(len(positions)), num_warps=4)
 
 
 def fill(source: Tensor, image_tokens: Tensor, embedding: Tensor, x: Tensor) -> None:
