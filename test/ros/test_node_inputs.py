@@ -26,6 +26,20 @@ def test_a_set_of_inputs_becomes_a_trajectory_stamped_by_its_newest_camera(activ
     np.testing.assert_array_equal(seen.images["left_wrist_0_rgb"], robot.frames[1])
 
 
+def test_planning_is_rehearsed_when_the_policy_says_that_a_chunk_is_near(active, robot, monkeypatch):
+    patient = [Parameter(name, value=60.0) for name in ("max_input_age_s", "input_timeout_s")]
+    assert all(answer.successful for answer in active.set_parameters(patient))
+    rehearsed = []
+    monkeypatch.setattr(active.parts.commands, "rehearse", rehearsed.append)
+    active.parts.policy.soon()
+    robot.next_trajectory()
+    assert not rehearsed  # nothing was executed before the first one
+    active.parts.policy.soon()
+    robot.next_trajectory()
+    (plan,) = rehearsed
+    np.testing.assert_allclose(plan.positions[-2], robot.positions + 0.01, atol=1e-6)
+
+
 def test_joints_are_mapped_by_name_whatever_their_order_and_company(active, robot):
     order = [6, 0, 5, 1, 4, 2, 3]
     mixed = lambda: robot.send(joints=robot.joints(  # noqa: E731
