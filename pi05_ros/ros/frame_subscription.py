@@ -42,7 +42,7 @@ class FrameSubscription(Waitable):
         try:
             self._address = handle.pointer
             self._made = Subscription(handle, Image, topic, receive, group, qos, True, events)
-        except Exception:
+        except Exception:  # whatever it was, nobody else would end the subscription; raised again
             handle.destroy_when_not_in_use()
             raise
         super().__init__(group)
