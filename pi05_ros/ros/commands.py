@@ -37,7 +37,7 @@ class Commands:
             ObservationError: numbers that are not finite, or positions far outside the limits: whatever made them, they
                 stay here.
         """
-        self.check(plan)
+        self._check(plan)
         failed: Exception | None = None
         self.last = plan  # the last one even if a controller cannot be reached: the others run it
         for publisher, names, columns in self._controllers:
@@ -51,7 +51,7 @@ class Commands:
         if failed is not None:
             raise failed
 
-    def check(self, plan: JointTrajectoryPlan) -> None:
+    def _check(self, plan: JointTrajectoryPlan) -> None:
         """Raises as `publish`."""
         if not (np.isfinite(plan.positions).all() and np.isfinite(plan.velocities).all()):
             raise ObservationError("trajectory", expected="finite positions and velocities", received="NaN or infinity",
@@ -63,7 +63,7 @@ class Commands:
 
     def rehearse(self, plan: JointTrajectoryPlan) -> None:
         """All of `publish` but what others hear."""
-        self.check(plan)
+        self._check(plan)
         for _, names, columns in self._controllers:
             trajectory_cdr(plan, names, columns)
 

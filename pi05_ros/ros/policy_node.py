@@ -129,8 +129,14 @@ class PolicyNode(SupervisedNode):
     # ------------------------------------------------------------------ executor's thread
 
     def _rehearse(self) -> None:
-        if self.parts is not None and self._epoch is not None:
+        if self.parts is None or self._epoch is None:
+            return
+        try:
             self.parts.motion.rehearse()
+        except Exception:  # the executor must live: nothing depends on a rehearsal, and publishing says what is wrong
+            self.parts.policy.soon = None
+            self.get_logger().error(f"planning is not rehearsed until the node is configured again:\n"
+                                    f"{traceback.format_exc()}")
 
     def _empty_outbox(self) -> None:
         while self._outbox:

@@ -40,6 +40,17 @@ def test_planning_is_rehearsed_when_the_policy_says_that_a_chunk_is_near(active,
     np.testing.assert_allclose(plan.positions[-2], robot.positions + 0.01, atol=1e-6)
 
 
+def test_a_rehearsal_that_breaks_is_told_of_once_and_stops_nothing(active, robot, monkeypatch):
+    said = []
+    monkeypatch.setattr(active.get_logger(), "error", said.append)
+    monkeypatch.setattr(active.parts.motion, "rehearse", lambda: 1 / 0)
+    active.parts.policy.soon()
+    robot.next_trajectory()
+    robot.next_trajectory()
+    assert active.state_label == "active" and active.parts.policy.soon is None
+    assert len(said) == 1 and "ZeroDivisionError" in said[0]
+
+
 def test_joints_are_mapped_by_name_whatever_their_order_and_company(active, robot):
     order = [6, 0, 5, 1, 4, 2, 3]
     mixed = lambda: robot.send(joints=robot.joints(  # noqa: E731
