@@ -51,7 +51,7 @@ class Taker:
         """The next message of the rcl_subscription_t at this address, or None.
 
         Raises:
-            ObservationError: there was no memory for it; it is gone.
+            ObservationError: there was no memory for it, or the middleware failed; it is gone.
         """
         if self._size:
             try:
@@ -65,7 +65,9 @@ class Taker:
             return None
         if code:
             self._library.rcutils_reset_error()
-            raise failure or RuntimeError(f"rcl_take_serialized_message: {code}")
+            raise failure or ObservationError(
+                "image message", expected="the middleware to hand it over", received=f"error {code} of rcl",
+                way_out="If it goes on, restart the publisher and this node.", cause="middleware")
         self._size = length
         return held[:length].data
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,3 +229,13 @@ def test_where_rclpy_is_another_a_message_goes_out_through_it_and_that_is_said(b
     publish()
     bench.until(lambda: bench.frames)
     assert bench.frames[0].stamp_ns == 7 and "rcl_take_serialized_message" in capsys.readouterr().err
+
+
+def test_a_middleware_that_fails_is_an_input_that_was_refused(monkeypatch):
+    taker, told = taking.Taker(taking.plain_memory), []
+    failing = SimpleNamespace(rcl_take_serialized_message=lambda *args: 1,
+                              rcutils_reset_error=lambda: told.append("reset"))
+    monkeypatch.setattr(taker, "_library", failing)
+    with pytest.raises(ObservationError, match="hand it over, received error 1 of rcl"):
+        taker.take(0)
+    assert told == ["reset"]
