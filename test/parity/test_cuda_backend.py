@@ -124,6 +124,8 @@ def test_masked_cameras_and_padding_do_not_matter(tiny):
 def test_after_the_first_chunk_no_other_compiles_a_kernel(tiny, monkeypatch):
     from triton import knobs
 
+    from pi05_ros.backends.cuda.kernels.prefix_input import plan
+
     run_stages(tiny.cuda, tiny.inputs(tiny.config.num_cameras, tiny.config.max_token_len, 1), 10)
     compiled = []
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda *args, **kwargs: compiled.append(kwargs["repr"]))
@@ -132,6 +134,9 @@ def test_after_the_first_chunk_no_other_compiles_a_kernel(tiny, monkeypatch):
             for steps in (1, 2, 16):
                 run_stages(tiny.cuda, tiny.inputs(cameras, min(tokens, tiny.config.max_token_len), 1), steps)
     assert not compiled
+    room = torch.zeros(64, dtype=torch.int32, device=DEVICE)
+    plan(room[:1].bool(), room[:3].bool(), room[:3].long(), 7, room, room.byte(), room)  # seen, where there is one
+    assert len(compiled) == 1 and "_plan" in compiled[0]
 
 
 def test_runs_repeat_bit_for_bit_whatever_ran_between(tiny):
