@@ -16,7 +16,7 @@ import torch
 
 Key = TypeVar("Key")
 ROUNDS = 10
-HOLD_CYCLES = 4_000_000  # of the GPU's clock, about 2 ms: longer than the host takes to issue a run
+HOLD_CYCLES = 4_000_000  # of the GPU's clock: 2 ms at 2 GHz
 ORDER = (f"up to {ROUNDS} rounds; in each round every work in turn runs its share after an untimed run; every other "
          "round goes backwards")
 
@@ -63,7 +63,7 @@ def milliseconds(work: Callable[[], object], device: torch.device, runs: int, wa
 def on_a_beat(work: Callable[[], object], device: torch.device, runs: int, rate_hz: float, warmup: int = 3,
               now: Callable[[], float] = time.perf_counter, wait: Callable[[float], None] = time.sleep) -> Times:
     """The same, and a run begins every 1 / `rate_hz` seconds; one that takes longer leaves beats out. A GPU is held
-    until the run is issued: what the host takes for that is not the device's time."""
+    meanwhile for `HOLD_CYCLES`: what the host takes to issue the run, if not longer, is not the device's time."""
     found, began_s, beat = [], now(), -1
     for _ in range(warmup + runs):
         beat = max(beat + 1, math.ceil((now() - began_s) * rate_hz))

@@ -10,7 +10,7 @@ import torch
 
 from pi05_ros.runtime.gpu_sensors import open_nvml
 
-SECONDS = 2.0  # the counter moves about ten times a second
+SECONDS = 2.0  # of runs: the counter moves in steps
 
 
 @dataclass(frozen=True)
