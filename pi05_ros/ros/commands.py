@@ -6,11 +6,14 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros.conversions import provenance_message
+from pi05_ros.ros.events import Events
 from pi05_ros.ros.wire_trajectory import trajectory_cdr
 from pi05_ros.runtime.chunking import NON_FINITE, JointLimits
 from pi05_ros.runtime.inference_loop import Delivery
@@ -22,13 +25,24 @@ class Commands:
     """Publishes plans and remembers the last one."""
 
     def __init__(self, node: Node, robot: Robot, limits: JointLimits, group: CallbackGroup) -> None:
-        self._node, self._limits = node, limits
+        self._node, self._limits, self._group = node, limits, group
+        self._events = Events()
         order = [joint.name for joint in robot.joints]
         self._controllers = [
-            (node.create_publisher(JointTrajectory, f"~/{controller.topic}", 10, callback_group=group),
-             controller.joints, [order.index(name) for name in controller.joints]) for controller in robot.controllers]
-        self._provenance = node.create_publisher(DiagnosticArray, "~/provenance", 10, callback_group=group)
+            (self._publisher(JointTrajectory, f"~/{controller.topic}"), controller.joints,
+             [order.index(name) for name in controller.joints]) for controller in robot.controllers]
+        self._provenance = self._publisher(DiagnosticArray, "~/provenance")
         self.last: JointTrajectoryPlan | None = None
+
+    def _publisher(self, kind: type, topic: str) -> Publisher:
+        made = self._node.create_publisher(kind, topic, 10, callback_group=self._group,
+                                           event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
+        self._events.watch(PublisherEventCallbacks().create_event_handlers(self._group, made.handle, topic))
+        return made
+
+    def ask(self) -> None:
+        """The middleware, for subscribers that do not fit, which it warns of."""
+        self._events.ask()
 
     def publish(self, plan: JointTrajectoryPlan) -> None:
         """To every controller, also where one cannot be reached: its error is raised when the others have theirs.
@@ -73,6 +87,7 @@ class Commands:
 
     def destroy(self, timeout_s: float = 0.5) -> None:
         """Wait until reliable subscribers have the last command, so that a hold outlives this process; then end."""
+        self._events.destroy()
         for publisher, _, _ in self._controllers:
             publisher.wait_for_all_acked(Duration(seconds=timeout_s))
             self._node.destroy_publisher(publisher)

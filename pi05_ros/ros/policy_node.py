@@ -233,6 +233,8 @@ class PolicyNode(SupervisedNode):
     def _diagnose(self) -> None:
         shown = {name: self._values[name] for name in ("denoising_steps", "execution_horizon", "prompt")}
         if self.parts is not None:
+            self.parts.inputs.ask()
+            self.parts.commands.ask()
             shown |= self.parts.report(self._now_ns())
         counted = Counter() if self.parts is None else self.parts.counts()
         self.diagnostics.publish(self.state_label, self._fault, shown, counted)

@@ -20,7 +20,8 @@ from std_msgs.msg import String
 from pi05_ros.errors import ConfigError, ObservationError
 from pi05_ros.ros.clock import now_ns
 from pi05_ros.ros.conversions import ImageDecoder, JointReader, WireFrame
-from pi05_ros.ros.frame_subscription import FrameSubscription
+from pi05_ros.ros.events import Events
+from pi05_ros.ros.frame_subscription import FrameSubscription, take_frames_directly
 from pi05_ros.ros.wire_images import WireImage, read_compressed_image, read_image
 from pi05_ros.runtime.chunking import JointLimits, JointMeasurement
 from pi05_ros.runtime.mailbox import Mailbox, Stamped
@@ -50,11 +51,12 @@ class Subscriptions:
         self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
-        self.made: dict[str, Subscription | FrameSubscription] = {}
+        self._events = Events()
+        self.made: dict[str, Subscription] = {}
         self.receive: dict[str, Callable[[Any], Any]] = {}
         self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))
         self._frame_memory = frame_memory
-        self._taken_directly = True
+        self._told = self._over = False
         images = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable
                             else ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -68,49 +70,63 @@ class Subscriptions:
         self._subscribe(JointState, "~/joint_states", self._on_joints, qos_profile_sensor_data, "joint_states")
         self._subscribe(String, "~/prompt", self._on_text, latched, "prompt")
 
+    def ask(self) -> None:
+        """The middleware, for messages that it lost and publishers that do not fit; those it warns of."""
+        self._events.ask()
+        for name, made in self.made.items():
+            if isinstance(made, FrameSubscription) and self.received[name] and not made.taken:
+                self._copied("its executor takes messages before it asks whether they are raw")
+
     def destroy(self) -> None:
+        self._over = True
+        self._events.ask()
+        self._events.destroy()
         for made in self.made.values():
-            if isinstance(made, FrameSubscription):
-                made.destroy()
-            else:
-                self._node.destroy_subscription(made)
+            self._node.destroy_subscription(made)
         self.made.clear()
 
     def _subscribe_frames(self, camera: str, topic: str, qos: QoSProfile) -> None:
         """Taken straight into their memory, or copied there where rclpy is not as this needs it."""
         name = TOPICS[camera]
-        receive, refuse = self._counted(name, self._store(camera, read_image)), self._counted(name, self._report)
-        if self._taken_directly:
-            try:
-                self._remember(name, topic, receive, lambda events: FrameSubscription(
-                    self._node, topic, qos, self._group, events, self._frame_memory, receive, refuse))
-                return
-            except (AttributeError, OSError, TypeError) as error:
-                self._taken_directly = False
-                self._node.get_logger().warning("frames take longer: this rclpy does not let them be taken into memory "
-                                                f"of ours ({type(error).__name__}: {error})")
         self._subscribe(Image, topic, self._store(camera, self._placed), qos, name, raw=True)
+        receive, refuse = self._counted(name, self._store(camera, read_image)), self._counted(name, self._report)
+        try:
+            take_frames_directly(self.made[name], self._frame_memory, receive, refuse)
+        except (AttributeError, OSError, TypeError) as error:
+            self._copied(f"{type(error).__name__}: {error}")
+        else:
+            self.receive[name] = receive
+
+    def _copied(self, why: str) -> None:
+        if not self._told:
+            self._node.get_logger().warning("frames take longer: this rclpy does not let them be taken into memory of "
+                                            f"ours ({why})")
+        self._told = True
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], Any], qos: QoSProfile, name: str,
                    raw: bool = False) -> None:
         receive = self._counted(name, callback)
-        self._remember(name, topic, receive, lambda events: self._node.create_subscription(
-            kind, topic, receive, qos, raw=raw, callback_group=self._group, event_callbacks=events))
+        self._remember(name, topic, receive, self._node.create_subscription(
+            kind, topic, receive, qos, raw=raw, callback_group=self._group,
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False)))
 
-    def _remember(self, name: str, topic: str, receive: Callable[[Any], Any],
-                  make: Callable[[SubscriptionEventCallbacks], Subscription | FrameSubscription]) -> None:
+    def _remember(self, name: str, topic: str, receive: Callable[[Any], Any], made: Subscription) -> None:
         def count(event: Any) -> None:
             self.lost[name] += event.total_count_change
 
+        self.made[name], self.receive[name] = made, receive
         try:
-            self.made[name] = make(SubscriptionEventCallbacks(message_lost=count))
+            handlers = SubscriptionEventCallbacks(message_lost=count).create_event_handlers(
+                self._group, made.handle, topic)
         except UnsupportedEventTypeError as error:
             self._node.get_logger().warning(f"{topic}: this middleware does not count lost messages ({error})")
-            self.made[name] = make(SubscriptionEventCallbacks())
-        self.receive[name] = receive
+            handlers = SubscriptionEventCallbacks().create_event_handlers(self._group, made.handle, topic)
+        self._events.watch(handlers)
 
     def _counted(self, name: str, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def receive(message: Any) -> Any:
+            if self._over:  # the executor had it in hand
+                return 0
             self.received[name] += 1
             return callback(message)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import rclpy
-from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.experimental import EventsExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -22,7 +22,7 @@ from sensor_msgs.msg import Image
 from pi05_ros.errors import ObservationError
 from pi05_ros.ros import rcl, taking
 from pi05_ros.ros.conversions import image_message, to_time
-from pi05_ros.ros.frame_subscription import FrameSubscription
+from pi05_ros.ros.frame_subscription import FrameSubscription, take_frames_directly
 from pi05_ros.ros.wire_images import read_image
 from pi05_ros.sim import sensor_load
 
@@ -37,9 +37,10 @@ class Bench:
                                                                 cli_args=["--ros-args", "-r", "~/image:=/front"])
         executor.add_node(self.node)
         self.frames, self.refused, self.given, self.full = [], [], [], False
-        self.subscription = FrameSubscription(self.node, "~/image", QOS, self.node.default_callback_group,
-                                              SubscriptionEventCallbacks(), self.memory, self.receive,
-                                              self.refused.append)
+        self.through_rclpy = []
+        self.subscription = self.node.create_subscription(Image, "~/image", self.through_rclpy.append, QOS, raw=True,
+                                                          callback_group=MutuallyExclusiveCallbackGroup())
+        take_frames_directly(self.subscription, self.memory, self.receive, self.refused.append)
         self.camera = self.node.create_publisher(Image, "/front", QOS)
         self.until(self.camera.get_subscription_count)
 
@@ -78,8 +79,7 @@ def bench(request):
     executor = request.param()
     bench = Bench(executor)
     yield bench
-    if bench.subscription is not None:
-        bench.subscription.destroy()
+    assert not bench.through_rclpy
     executor.remove_node(bench.node)
     bench.node.destroy_node()
     executor.shutdown()
@@ -144,15 +144,16 @@ def test_topic_and_qos_are_those_of_any_subscription(bench):
 
 
 def test_after_destroy_nothing_comes_and_nothing_is_left(bench):
-    before = set(bench.node.waitables) - {bench.subscription, *bench.subscription.event_handlers}
     bench.send(picture(0))
     gone = weakref.ref(bench.subscription)
     bench.camera.publish(image_message(picture(1), to_time(2)))  # is ready, and not taken any more
-    bench.subscription.destroy()
+    bench.node.destroy_subscription(bench.subscription)
+    bench.camera.publish(image_message(picture(2), to_time(3)))  # while the executor has not heard of it
     bench.subscription = None
     bench.until(lambda: not bench.camera.get_subscription_count())
-    assert set(bench.node.waitables) == before and len(bench.frames) == 1
+    assert len(bench.frames) == 1
     bench.frames.clear()
+    bench.through_rclpy.clear()  # what the executor had in hand
 
     def collected():
         gc.collect()
@@ -202,6 +203,23 @@ def test_where_rclpy_is_another_frames_come_through_it_and_the_log_says_so_once(
     said = [line for line in capfd.readouterr().err.splitlines() if "frames take longer" in line]
     assert len(said) == 1 and "rcl_take_serialized_message" in said[0]
     assert {"base_image", "left_wrist_image"} <= {s.topic_name.rsplit("/", 1)[1] for s in node.subscriptions}
+
+
+def test_an_executor_that_takes_in_another_way_leaves_frames_to_rclpy_and_the_log_says_so(node, robot, monkeypatch,
+                                                                                         capfd):
+    monkeypatch.setattr(FrameSubscription, "raw", True)
+    assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
+    robot.next_trajectory()
+    for image, frame in zip(node.parts.policy.seen[0].images.values(), robot.frames, strict=True):
+        np.testing.assert_array_equal(image, frame)
+    node.parts.inputs.ask()
+    node.parts.inputs.ask()
+    assert capfd.readouterr().err.count("frames take longer") == 1
+
+
+def test_frames_are_taken_directly_in_the_node(active, robot):
+    robot.next_trajectory()
+    assert all(active.parts.inputs.made[name].taken for name in ("base_image", "left_wrist_image"))
 
 
 def test_damaged_images_are_refused_through_this_way_too(active, robot):
