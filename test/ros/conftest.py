@@ -7,7 +7,7 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2 (pip install 'pi05_ros[ros]', or source a ROS installation)")
 
 from fake_policy import FakePolicy  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.experimental import EventsExecutor  # noqa: E402
 from robot_stand_in import RobotStandIn  # noqa: E402
 
 from pi05_ros.ros.policy_node import PolicyNode  # noqa: E402
@@ -16,7 +16,7 @@ from pi05_ros.ros.policy_node import PolicyNode  # noqa: E402
 @pytest.fixture
 def executor():
     rclpy.init()
-    executor = SingleThreadedExecutor()
+    executor = EventsExecutor()
     yield executor
     for node in executor.get_nodes():
         node.destroy_node()

@@ -17,9 +17,11 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.ros.conversions import image_message
+from pi05_ros.ros.policy_node import PolicyNode
 from pi05_ros.ros.subscriptions import TOPICS
 from pi05_ros.transforms.robot_loader import load_robot
 
+MORE = 20  # EventsExecutor does one thing at a time: enough for what `keep` sends, and what comes of it
 PATIENCE_S = 60.0  # a test that waits longer has failed; nothing ever waits for a fixed time
 
 
@@ -66,7 +68,7 @@ class RobotStandIn(Node):
         return message
 
     def send(self, images: list[Image | None] | None = None, joints: JointState | None = None) -> None:
-        """Three images and the joints; None in the list leaves a camera out."""
+        """Three images and the joints; None in the list leaves a camera out. They may arrive in any order."""
         self._joints.publish(self.joints() if joints is None else joints)
         for camera, image in enumerate([self.image(c) for c in range(3)] if images is None else images):
             if image is not None:
@@ -81,11 +83,19 @@ class RobotStandIn(Node):
             assert time.monotonic() < end, f"waited {PATIENCE_S} s in vain for {what or holds}"
             keep()
             self._spin.spin_once(timeout_sec=0.02)
+            for _ in range(MORE):
+                self._spin.spin_once(timeout_sec=0.0)
 
     def connect(self) -> None:
         """Until every topic has its other end."""
         self.until(lambda: all(p.get_subscription_count() for p in (*self.cameras, self._joints)), what="subscribers")
         self.until(lambda: self.count_publishers(f"{self._target}/trajectory"), what="the trajectory's publisher")
+
+    def introduce_optional_camera(self, node: PolicyNode, **fields) -> None:
+        """A `node` in this process waits from now on for the camera that may be absent; before, it did not know it."""
+        assert node.parts is not None
+        self.until(lambda: node.parts.mailbox.latest("right_wrist_0_rgb"),
+                   lambda: self.cameras[2].publish(self.image(2, **fields)), "the camera")
 
     def next_trajectory(self, send: Callable[[], object] | None = None) -> JointTrajectory:
         """Send until one more trajectory has come."""

@@ -197,6 +197,7 @@ def missing():
 def test_where_rclpy_is_another_frames_come_through_it_and_the_log_says_so_once(node, robot, monkeypatch, capfd):
     monkeypatch.setattr(taking, "library", missing)
     assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
+    robot.introduce_optional_camera(node)
     robot.next_trajectory()
     for image, frame in zip(node.parts.policy.seen[0].images.values(), robot.frames, strict=True):
         np.testing.assert_array_equal(image, frame)
@@ -209,6 +210,7 @@ def test_an_executor_that_takes_in_another_way_leaves_frames_to_rclpy_and_the_lo
                                                                                          capfd):
     monkeypatch.setattr(FrameSubscription, "raw", True)
     assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
+    robot.introduce_optional_camera(node)
     robot.next_trajectory()
     for image, frame in zip(node.parts.policy.seen[0].images.values(), robot.frames, strict=True):
         np.testing.assert_array_equal(image, frame)

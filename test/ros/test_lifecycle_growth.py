@@ -41,6 +41,21 @@ def test_a_thousand_cycles_leave_nothing_behind(node):
     assert np.median(np.diff(memory)) / EVERY < MEMORY_BYTES, memory
 
 
+def test_frames_that_arrive_while_a_configuration_ends_harm_nobody(node, robot, executor):
+    """rclpy's executor ended the process where an event came for what had just been taken away."""
+    for cycles in range(1, 31):
+        for transition in ("configure", "activate", "deactivate", "cleanup"):
+            assert getattr(node, f"trigger_{transition}")().name == "SUCCESS"
+            robot.send()
+            if transition == "configure":
+                robot.connect()
+                received = node.parts.inputs.received
+                robot.until(lambda: received["base_image"], robot.send)  # noqa: B023
+        for _ in range(20):
+            executor.spin_once(timeout_sec=0.0)
+        assert node.diagnostics.counted["activations"] == cycles
+
+
 def test_cleanup_lets_go_of_the_model(executor):
     node = PolicyNode()
     executor.add_node(node)

@@ -14,6 +14,7 @@ from pi05_ros.ros.subscriptions import TOPICS
 
 
 def test_a_set_of_inputs_becomes_a_trajectory_stamped_by_its_newest_camera(active, robot):
+    robot.introduce_optional_camera(active)
     message = robot.next_trajectory()
     seen = active.parts.policy.seen[0]
     assert message.joint_names == robot.names
@@ -35,7 +36,7 @@ def test_planning_is_rehearsed_when_the_policy_says_that_a_chunk_is_near(active,
     robot.next_trajectory()
     assert not rehearsed  # nothing was executed before the first one
     active.parts.policy.soon()
-    robot.next_trajectory()
+    robot.until(lambda: rehearsed)
     (plan,) = rehearsed
     np.testing.assert_allclose(plan.positions[-2], robot.positions + 0.01, atol=1e-6)
 
@@ -45,7 +46,7 @@ def test_a_rehearsal_that_breaks_is_told_of_once_and_stops_nothing(active, robot
     monkeypatch.setattr(active.get_logger(), "error", said.append)
     monkeypatch.setattr(active.parts.motion, "rehearse", lambda: 1 / 0)
     active.parts.policy.soon()
-    robot.next_trajectory()
+    robot.until(lambda: said)
     robot.next_trajectory()
     assert active.state_label == "active" and active.parts.policy.soon is None
     assert len(said) == 1 and "ZeroDivisionError" in said[0]
@@ -81,6 +82,7 @@ def test_pixels_wait_where_the_policy_wants_them(node, robot, monkeypatch):
     assert node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
     bgr = robot.frames[2][:, :, ::-1].tobytes()
     third = {"encoding": "bgr8", "data": bgr}
+    robot.introduce_optional_camera(node, **third)
     robot.next_trajectory(lambda: robot.send([robot.image(0), robot.image(1), robot.image(2, **third)]))
     seen = node.parts.policy.seen[0].images
     for camera, frame in zip(seen, robot.frames, strict=True):
@@ -126,7 +128,7 @@ BAD_INPUTS = {
     "implausible joint": lambda r: r.send(joints=r.joints(position=[1000.0, *r.positions[1:]])),
     "stale input": lambda r: r.send([r.image(c, age_s=0.6) for c in range(3)], r.joints(age_s=0.6)),
     "unusable left_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1, age_s=3.0), r.image(2)]),  # old
-    "unusable right_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1), r.image(2, age_s=0.3)]),  # lags behind
+    "unusable base_0_rgb": lambda r: r.send([r.image(0, age_s=0.3), r.image(1), r.image(2)]),  # lags behind
     "future stamp": lambda r: r.send([r.image(0, age_s=-3600.0), r.image(1), r.image(2)]),
 }
 
