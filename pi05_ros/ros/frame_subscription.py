@@ -37,6 +37,7 @@ class FrameSubscription(Subscription):
         except InvalidHandle:  # destroyed while it was ready
             return True
         except ObservationError as error:
+            self.taken += 1
             self._refuse(error)
             return True
         if message is not None:

@@ -105,15 +105,12 @@ class Subscriptions:
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], Any], qos: QoSProfile, name: str,
                    raw: bool = False) -> None:
-        receive = self._counted(name, callback)
-        self._remember(name, topic, receive, self._node.create_subscription(
-            kind, topic, receive, qos, raw=raw, callback_group=self._group,
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False)))
-
-    def _remember(self, name: str, topic: str, receive: Callable[[Any], Any], made: Subscription) -> None:
         def count(event: Any) -> None:
             self.lost[name] += event.total_count_change
 
+        receive = self._counted(name, callback)
+        made = self._node.create_subscription(kind, topic, receive, qos, raw=raw, callback_group=self._group,
+                                              event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
         self.made[name], self.receive[name] = made, receive
         try:
             handlers = SubscriptionEventCallbacks(message_lost=count).create_event_handlers(
