@@ -26,7 +26,7 @@ class Commands:
 
     def __init__(self, node: Node, robot: Robot, limits: JointLimits, group: CallbackGroup) -> None:
         self._node, self._limits, self._group = node, limits, group
-        self._events = Events()
+        self._events = Events(node.get_logger().warning)
         order = [joint.name for joint in robot.joints]
         self._controllers = [
             (self._publisher(JointTrajectory, f"~/{controller.topic}"), controller.joints,

@@ -6,9 +6,10 @@ process ends with a segmentation fault where a handler goes while an event waits
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rclpy.event_handler import EventHandler
+from rclpy.impl.implementation_singleton import rclpy_implementation
 
 
 class _AllReady:
@@ -22,9 +23,14 @@ class _AllReady:
 
 
 class Events:
-    """Handlers that no node knows. Theirs are the events that count: `total_count_change`."""
+    """Handlers that no node knows. Theirs are the events that count: `total_count_change`.
 
-    def __init__(self) -> None:
+    Args:
+        warn: takes a line.
+    """
+
+    def __init__(self, warn: Callable[[str], object]) -> None:
+        self._warn = warn
         self._handlers: list[EventHandler] = []
 
     def watch(self, handlers: Iterable[EventHandler]) -> None:
@@ -34,10 +40,16 @@ class Events:
             self._handlers.append(handler)
 
     def ask(self) -> None:
-        """Calls back where something happened since the last time."""
-        for handler in self._handlers:
+        """Calls back where something happened since the last time. A handler that fails is asked no more."""
+        for handler in list(self._handlers):
             handler.is_ready(_AllReady())
-            event = handler.take_data()
+            try:
+                event = handler.take_data()
+            except rclpy_implementation.RCLError as error:
+                self._warn(f"the middleware no longer tells of {handler.event_type.name} ({error})")
+                self._handlers.remove(handler)
+                handler.destroy()
+                continue
             if event is not None and event.total_count_change:
                 handler.callback(event)
 

@@ -51,7 +51,7 @@ class Subscriptions:
         self._node, self._group, self._mailbox, self._report, self._on_prompt = node, group, mailbox, report, on_prompt
         self.lost: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
-        self._events = Events()
+        self._events = Events(node.get_logger().warning)
         self.made: dict[str, Subscription] = {}
         self.receive: dict[str, Callable[[Any], Any]] = {}
         self._joints = JointReader([joint.name for joint in robot.joints], JointLimits(robot))

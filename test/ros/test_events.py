@@ -2,6 +2,9 @@
 
 from types import SimpleNamespace
 
+import pytest
+from rclpy.event_handler import QoSSubscriptionEventType
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -15,6 +18,7 @@ class Handler:
 
     def __init__(self, *events):
         self.events, self.heard, self.destroyed, self._ready = list(events), [], False, False
+        self.event_type = QoSSubscriptionEventType.RCL_SUBSCRIPTION_MESSAGE_LOST
 
     def add_to_wait_set(self, wait_set):
         self.index = wait_set.add_event(self)
@@ -24,7 +28,10 @@ class Handler:
 
     def take_data(self):
         assert self._ready and not self.destroyed
-        return self.events.pop(0)
+        event = self.events.pop(0)
+        if isinstance(event, Exception):
+            raise event
+        return event
 
     def callback(self, event):
         self.heard.append(event)
@@ -38,7 +45,7 @@ def happened(change):
 
 
 def test_only_what_happened_is_told():
-    events, handler = Events(), Handler(happened(0), None, happened(3), happened(0))
+    events, handler = Events(pytest.fail), Handler(happened(0), None, happened(3), happened(0))
     events.watch([handler])
     for _ in range(4):
         events.ask()
@@ -46,6 +53,16 @@ def test_only_what_happened_is_told():
     events.destroy()
     events.ask()
     assert handler.destroyed
+
+
+def test_a_handler_that_fails_is_warned_of_and_the_others_are_asked_on():
+    said = []
+    events = Events(said.append)
+    broken, well = Handler(rclpy_implementation.RCLError("no")), Handler(happened(1), happened(2))
+    events.watch([broken, well])
+    events.ask(), events.ask()
+    assert said == ["the middleware no longer tells of RCL_SUBSCRIPTION_MESSAGE_LOST (no)"] and broken.destroyed
+    assert [event.total_count_change for event in well.heard] == [1, 2]
 
 
 def test_lost_messages_are_counted_by_topic_also_those_before_the_end(active, monkeypatch):
@@ -75,7 +92,7 @@ def test_publishers_and_subscribers_that_do_not_fit_are_warned_of(node, robot, c
     assert node.trigger_configure().name == "SUCCESS"
     robot.create_publisher(Image, "/pi05_policy/base_image", unreliable)
     robot.create_subscription(JointTrajectory, "/pi05_policy/trajectory", lambda message: None,
-                                   QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+                              QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
     said = []
 
     def warned(topic):
@@ -91,3 +108,4 @@ def test_a_configuration_adds_no_waitable(node):
     before = list(node.waitables)
     assert node.trigger_configure().name == "SUCCESS"
     assert list(node.waitables) == before
+    assert node.trigger_cleanup().name == "SUCCESS" and list(node.waitables) == before

@@ -79,11 +79,11 @@ def bench(request):
     executor = request.param()
     bench = Bench(executor)
     yield bench
-    assert not bench.through_rclpy
     executor.remove_node(bench.node)
     bench.node.destroy_node()
     executor.shutdown()
     rclpy.try_shutdown()
+    assert not bench.through_rclpy
 
 
 def pixels(image):
@@ -208,6 +208,7 @@ def test_where_rclpy_is_another_frames_come_through_it_and_the_log_says_so_once(
     node.parts.inputs.ask()
     said = [line for line in capfd.readouterr().err.splitlines() if "frames take longer" in line]
     assert len(said) == 1 and why in said[0]
+    assert {"base_image", "left_wrist_image"} <= {s.topic_name.rsplit("/", 1)[1] for s in node.subscriptions}
 
 
 def test_frames_are_taken_directly_in_the_node(active, robot, capfd):

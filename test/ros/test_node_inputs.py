@@ -128,7 +128,8 @@ BAD_INPUTS = {
     "implausible joint": lambda r: r.send(joints=r.joints(position=[1000.0, *r.positions[1:]])),
     "stale input": lambda r: r.send([r.image(c, age_s=0.6) for c in range(3)], r.joints(age_s=0.6)),
     "unusable left_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1, age_s=3.0), r.image(2)]),  # old
-    "unusable base_0_rgb": lambda r: r.send([r.image(0, age_s=0.3), r.image(1), r.image(2)]),  # lags behind
+    "unusable right_wrist_0_rgb": lambda r: r.send([r.image(0), r.image(1), r.image(2, age_s=0.3)]),  # lags behind
+    "unusable base_0_rgb": lambda r: r.send([r.image(0, age_s=0.3), r.image(1), r.image(2)]),  # the same
     "future stamp": lambda r: r.send([r.image(0, age_s=-3600.0), r.image(1), r.image(2)]),
 }
 
@@ -138,6 +139,8 @@ def test_a_bad_input_is_named_once_nothing_is_published_and_good_input_goes_on(a
     def bad():
         BAD_INPUTS[cause](robot)
 
+    if cause == "unusable right_wrist_0_rgb":
+        robot.introduce_optional_camera(active, age_s=0.3)
     robot.until(lambda: active.diagnostics.refused[cause] >= 3, bad, cause)
     assert robot.trajectories == [] and active.state_label == "active"
     said = [line for line in capfd.readouterr().err.splitlines() if f"[{cause}," in line]
