@@ -27,7 +27,8 @@ def room(rows, columns):
 
 @PORTABLE
 @pytest.mark.parametrize(("rows", "inner", "features"), [(968, 2048, 16384), (560, 2048, 16384), (272, 2048, 16384),
-                                                         (1000, 2048, 1024), (40, 128, 128), (257, 192, 384)])
+                                                         (1000, 2048, 1024), (40, 128, 128), (257, 192, 384),
+                                                         (7, 128, 128)])
 def test_gated_product(rows, inner, features, portable):
     from pi05_ros.backends.cuda.kernels.gated_product import gated_product
 

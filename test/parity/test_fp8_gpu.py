@@ -107,7 +107,7 @@ def test_products_of_the_library(rows, inner, features, merged, fast):
 
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize(("rows", "inner", "features"), [(968, 2048, 16384), (560, 2048, 16384), (272, 2048, 1024),
-                                                         (40, 512, 128), (257, 512, 384)])
+                                                         (40, 512, 128), (257, 512, 384), (7, 512, 128)])
 def test_gated_product(rows, inner, features, portable):
     from pi05_ros.backends.cuda.kernels.fp8_gated_product import fits_hopper, gated_product_fp8
     from pi05_ros.backends.cuda.packing_fp8 import Fp8GateUp

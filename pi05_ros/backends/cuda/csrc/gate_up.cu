@@ -6,11 +6,14 @@
 #include "shared_rows.cuh"
 #include "wgmma.cuh"
 
-// d [64, ROWS] (+)= a [64, 16] b [ROWS, 16]^T; both K-major in shared memory.
-DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(ROWS) "k16.f32.bf16.bf16 {" JOIN(REGISTERS_, LAST) "}, "
-                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1, 0, 0;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate));
+#define WGMMA(rows, last) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(rows) "k16.f32.bf16.bf16 {" JOIN(REGISTERS_, last) "}, " \
+                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1, 0, 0;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate))
+// d [64, ROWS] (+)= a [64, 16] b [ROWS, 16]^T, or FEWER rows; both K-major in shared memory.
+template <bool WIDE> DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
+    if constexpr (WIDE) WGMMA(ROWS, LAST);
+    else WGMMA(FEWER, FEWER_LAST);
 }
 
 constexpr int STEP = 64;
@@ -36,7 +39,7 @@ DEVICE u32 gated(float g0, float g1, float u0, float u1) {
     return pack(g0 * u0 * (r * e1), g1 * u1 * (r * e0));
 }
 
-DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int row_tiles, int rank, int group) {
+DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *factors, u32 shared, Tiles tiles, int rank, int group) {
     u32 staging = shared + OUT + group * OUT_BYTES;
     int thread = threadIdx.x & 127;
     // A lane's 16 bytes, 8 features of its row in a block of 8, in the 64-byte swizzle
@@ -44,23 +47,25 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
     float d[ROWS / 2];
     Place at{0, 0, group == 0};
     if (group == 1) barrier_sync(1, 256);  // the first warpgroup goes ahead
-    for (int tile = blockIdx.x / 2; tile < row_tiles * PAIRS; tile += gridDim.x / 2) {
-        products(d, shared, group, at);
+    for (int tile = blockIdx.x / 2; tile < tiles.count * PAIRS; tile += gridDim.x / 2) {
+        auto [row, feature, wide] = tiles.at(tile, rank);
+        if (wide) products<true>(d, shared, group, at);
+        else products<false>(d, shared, group, at);
         if (thread == 0) tma_store_wait_read();  // the staging tile has been sent
-        const float2 *factor = (const float2 *)(factors + tile % row_tiles * ROWS) + thread % 4;
+        const float2 *factor = (const float2 *)(factors + row) + thread % 4;
         barrier_wait(shared + NORMED, 0);
         barrier_sync(2 + group, 128);
         asm volatile("" : "+l"(factor)::"memory");
 #pragma unroll
         for (int i = 0; i < ROWS / 8; ++i) {
+            if (i == FEWER / 8 && !wide) break;
             float2 f = load_factors(factor + 4 * i);
             stmatrix_transposed(to + i * 512, gated(d[4 * i] * f.x, d[4 * i + 1] * f.y, d[4 * i + 2] * f.x, d[4 * i + 3] * f.y));
         }
         fence_async_proxy();
         barrier_sync(2 + group, 128);
         if (thread == 0) {
-            int feature = (tile / row_tiles * 2 + rank) * FEATURES + group * 32;
-            tma_store(staging, out, feature, tile % row_tiles * ROWS);
+            tma_store(staging, wide ? out : fewer, feature + group * 32, row);
             tma_store_commit();
         }
     }
@@ -69,23 +74,24 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,
-        const __grid_constant__ TensorMap out, const bf16 *to_norm, float *factors, int *counters, int norm, int rows) {
+        const __grid_constant__ TensorMap out, const __grid_constant__ TensorMap fewer, const bf16 *to_norm, float *factors, int *counters, int norm, int rows) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
-    int rank = cluster_rank(), group = warpgroup(), row_tiles = (rows + ROWS - 1) / ROWS;
+    int rank = cluster_rank(), group = warpgroup();
+    Tiles tiles(rows);
     if (threadIdx.x == 0) barrier_init(shared + NORMED, 1);
     begin(&x, &weight, &out, shared);
     wait_for_grid();
     let_next_grid();
     if (group == 0) {
         set_registers_down<40>();
-        if (threadIdx.x == 0) load_tiles(&x, &weight, shared, row_tiles, rank);
+        if (threadIdx.x == 0) load_tiles(&x, &weight, shared, tiles, rank);
         if (threadIdx.x / 32 == 1) {
             if (norm) norm_shared_rows<K>(to_norm, factors, counters, rows);
             if (threadIdx.x == 32) barrier_arrive(shared + NORMED);
         }
     } else {
         set_registers_up<232>();
-        multiply(&out, factors, shared, row_tiles, rank, group - 1);
+        multiply(&out, &fewer, factors, shared, tiles, rank, group - 1);
     }
 }

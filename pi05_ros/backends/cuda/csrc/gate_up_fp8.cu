@@ -8,11 +8,14 @@
 // what is to be defined: gate_up_tiles.cuh, with K a multiple of 128.
 #include "wgmma.cuh"
 
-// d [64, ROWS] (+)= a [64, 32] b [ROWS, 32]^T; both K-major in shared memory.
-DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(ROWS) "k32.f32.e4m3.e4m3 {" JOIN(REGISTERS_, LAST) "}, "
-                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate));
+#define WGMMA(rows, last) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(rows) "k32.f32.e4m3.e4m3 {" JOIN(REGISTERS_, last) "}, " \
+                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate))
+// d [64, ROWS] (+)= a [64, 32] b [ROWS, 32]^T, or FEWER rows; both K-major in shared memory.
+template <bool WIDE> DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
+    if constexpr (WIDE) WGMMA(ROWS, LAST);
+    else WGMMA(FEWER, FEWER_LAST);
 }
 
 constexpr int STEP = 128;
@@ -32,7 +35,7 @@ DEVICE u32 gated(float g0, float g1, float u0, float u1, float scale) {
     return both;
 }
 
-DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int row_tiles, int rank, int group) {
+DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *factors, u32 shared, Tiles tiles, int rank, int group) {
     u32 staging = shared + OUT + group * OUT_BYTES;
     int thread = threadIdx.x & 127, lane = thread & 31, odd = lane / 4 & 1;
     // A lane holds feature lane / 4 of rows 2c and 2c + 1 of 8, c = lane % 4; with its partner's, it stores two features
@@ -43,12 +46,15 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
     float d[ROWS / 2];
     Place at{0, 0, group == 0};
     if (group == 1) barrier_sync(1, 256);  // the first warpgroup goes ahead
-    for (int tile = blockIdx.x / 2; tile < row_tiles * PAIRS; tile += gridDim.x / 2) {
-        products(d, shared, group, at);
+    for (int tile = blockIdx.x / 2; tile < tiles.count * PAIRS; tile += gridDim.x / 2) {
+        auto [row, feature, wide] = tiles.at(tile, rank);
+        if (wide) products<true>(d, shared, group, at);
+        else products<false>(d, shared, group, at);
         if (thread == 0) tma_store_wait_read();  // the staging tile has been sent
         barrier_sync(2 + group, 128);
 #pragma unroll
         for (int i = 0; i < ROWS / 8; ++i) {
+            if (i == FEWER / 8 && !wide) break;
             u32 mine = gated(d[4 * i] * gate, d[4 * i + 1] * gate, d[4 * i + 2] * up, d[4 * i + 3] * up, over);
             u32 partner = __shfl_xor_sync(~0u, mine, 4);
             store_shared(to + i * 256, (unsigned short)__byte_perm(mine, partner, odd ? 0x15 : 0x40));
@@ -56,8 +62,7 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
         fence_async_proxy();
         barrier_sync(2 + group, 128);
         if (thread == 0) {
-            int feature = (tile / row_tiles * 2 + rank) * FEATURES + group * 32;
-            tma_store(staging, out, feature, tile % row_tiles * ROWS);
+            tma_store(staging, wide ? out : fewer, feature + group * 32, row);
             tma_store_commit();
         }
     }
@@ -66,16 +71,17 @@ DEVICE void multiply(const TensorMap *out, const float *factors, u32 shared, int
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 gate_up_fp8(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,
-            const __grid_constant__ TensorMap out, const float *factors, int rows) {
+            const __grid_constant__ TensorMap out, const __grid_constant__ TensorMap fewer, const float *factors, int rows) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
-    int rank = cluster_rank(), group = warpgroup(), row_tiles = (rows + ROWS - 1) / ROWS;
+    int rank = cluster_rank(), group = warpgroup();
+    Tiles tiles(rows);
     begin(&x, &weight, &out, shared);
     if (group == 0) {
         set_registers_down<40>();
-        if (threadIdx.x == 0) load_tiles(&x, &weight, shared, row_tiles, rank);
+        if (threadIdx.x == 0) load_tiles(&x, &weight, shared, tiles, rank);
     } else {
         set_registers_up<232>();
-        multiply(&out, factors, shared, row_tiles, rank, group - 1);
+        multiply(&out, &fewer, factors, shared, tiles, rank, group - 1);
     }
 }

@@ -2,13 +2,14 @@
 // of a row that make 128 bytes, OUT_BYTES of a warpgroup's results, and `wgmma`.
 //
 // Weights are the left operand and rows of x the right one, because wgmma's right side may be any multiple of 8: tiles of
-// 64 features (128 weight rows) and ROWS rows waste little at any length. The weights' tensor map puts 8 rows of gate and
+// 64 features (128 weight rows) and ROWS rows, or FEWER = ROWS - 8, waste at most 7 rows in all. The weights' tensor map puts 8 rows of gate and
 // the same 8 of up in turn, so that one thread holds gate and up of the same element. One warpgroup only loads (TMA into
 // a ring of STAGES), two multiply 64 weight rows each. Blocks come in pairs (a cluster) that share the rows of x, each
 // loading half of them for both. Persistent: a pair walks over the tiles, rows fastest, so that the weights come from
 // memory once. The second warpgroup starts LAG steps behind, so that epilogues run under the other's products.
-// Defines: F (a multiple of 128), K (of STEP), ROWS (of 8, at most 256), STAGES, SHARED_BYTES, and for the assembly of
-// wgmma: LAST = ROWS / 8 - 1 (its lists), LEFT = ROWS / 2, RIGHT and KEEP the next two (the operands behind them).
+// Defines: F (a multiple of 128), K (of STEP), ROWS (of 8, at most 256), FEWER (8 where ROWS is), STAGES, SHARED_BYTES, and for
+// the assembly of wgmma: LAST = ROWS / 8 - 1 (its lists), FEWER_LAST alike, LEFT = ROWS / 2, RIGHT and KEEP the next two (the
+// operands behind them).
 // Launch: 384 threads, clusters of 2.
 #pragma once
 #include "wgmma.cuh"
@@ -34,11 +35,29 @@ DEVICE void begin(const TensorMap *x, const TensorMap *weight, const TensorMap *
     cluster_sync();
 }
 
-DEVICE void load_tiles(const TensorMap *x, const TensorMap *weight, u32 shared, int row_tiles, int rank) {
+// What a block computes of `out`: ROWS rows where `wide`, else FEWER.
+struct Tile {
+    int row, feature;
+    bool wide;
+};
+
+// The rows of x in as few tiles as can be, as few of them wide as hold all rows. Every pair of features begins with another,
+// so that each pair of blocks gets its share of the wide ones.
+struct Tiles {
+    int count, wide;
+    DEVICE explicit Tiles(int rows) : count((rows + ROWS - 1) / ROWS), wide((rows + 7) / 8 - count * (FEWER / 8)) {}
+    DEVICE Tile at(int tile, int rank) const {
+        int pair = tile / count, index = tile % count, row = index * FEWER;
+        for (int i = 0; i < index; ++i) row += (i + pair) % count < wide ? 8 : 0;
+        return {row, (pair * 2 + rank) * FEATURES, (index + pair) % count < wide};
+    }
+};
+
+DEVICE void load_tiles(const TensorMap *x, const TensorMap *weight, u32 shared, Tiles tiles, int rank) {
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
     int stage = 0, phase = 1;  // a fresh ring is empty
-    for (int tile = blockIdx.x / 2; tile < row_tiles * PAIRS; tile += gridDim.x / 2) {
-        int row = tile % row_tiles * ROWS, feature = (tile / row_tiles * 2 + rank) * FEATURES;
+    for (int tile = blockIdx.x / 2; tile < tiles.count * PAIRS; tile += gridDim.x / 2) {
+        auto [row, feature, wide] = tiles.at(tile, rank);
         for (int step = 0; step < STEPS; ++step) {
             u32 to = shared + stage * STAGE_BYTES, there = full + 8 * stage;
             barrier_wait(empty + 8 * stage, phase);
@@ -61,7 +80,7 @@ struct Place {
 };
 
 // d: the product of a tile's 64 weight rows of this warpgroup and ROWS rows, over all of K.
-DEVICE void products(float (&d)[ROWS / 2], u32 shared, int group, Place &at) {
+template <bool WIDE> DEVICE void products(float (&d)[ROWS / 2], u32 shared, int group, Place &at) {
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
     int thread = threadIdx.x & 127, last = at.stage;
     for (int step = 0; step < STEPS; ++step) {
@@ -71,7 +90,7 @@ DEVICE void products(float (&d)[ROWS / 2], u32 shared, int group, Place &at) {
         pin(d);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; ++k) wgmma(d, a + 2 * k, b + 2 * k, step + k > 0);
+        for (int k = 0; k < 4; ++k) wgmma<WIDE>(d, a + 2 * k, b + 2 * k, step + k > 0);
         wgmma_commit();
         pin(d);
         if (step > 0) {

@@ -22,15 +22,23 @@ __device__ __forceinline__ void mbarrier_expect(u32 bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {
+    constexpr u32 SUSPENDED_NS = 10000000;  // at most, before it looks again
     asm volatile(
-        "{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra WAIT;\nDONE:\n}"
-        ::"r"(bar), "r"(parity) : "memory");
+        "{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %2;\n@p bra DONE;\nbra WAIT;\nDONE:\n}"
+        ::"r"(bar), "r"(parity), "n"(SUSPENDED_NS) : "memory");
 }
 
 // ---- bulk copies, global to shared; `bytes` a multiple of 16 ----
 __device__ __forceinline__ void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(bar) : "memory");
+}
+// The same for what nobody reads again: it leaves the L2 first.
+__device__ __forceinline__ void bulk_load_once(u32 to, const void* from, u32 bytes, u32 bar) {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(bar), "l"(policy) : "memory");
 }
 // To the same place, and the same barrier, of every block of the cluster in `mask`.
 __device__ __forceinline__ void bulk_load_all(u32 to, const void* from, u32 bytes, u32 bar, u16 mask) {
@@ -94,6 +102,7 @@ template <typename Start> __device__ __forceinline__ void conduct(u32* counter, 
         u32 seen, tries = 0;
         do {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+            if (seen < target) __nanosleep(40);  // looks crowd out what others wait for
             if (++tries > (1u << 23)) __trap();  // seconds: a block is lost; an error is better than a hang
         } while (seen < target);
         // What was stored in the ordinary way, bulk copies now may read (global) and overwrite (shared).

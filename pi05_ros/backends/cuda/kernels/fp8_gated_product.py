@@ -15,7 +15,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.cpp import Kernel, Program
 from pi05_ros.backends.cuda.kernels.fp8_activation import glu_to_fp8
 from pi05_ros.backends.cuda.kernels.fp8_product import raw_product
-from pi05_ros.backends.cuda.kernels.gated_product import MOST_SHARED
+from pi05_ros.backends.cuda.kernels.gated_product import MOST_SHARED, output_maps, row_defines
 from pi05_ros.backends.cuda.packing_fp8 import Fp8GateUp
 from pi05_ros.backends.cuda.shapes import row_tile
 from pi05_ros.backends.cuda.tma import TensorMap
@@ -30,11 +30,11 @@ def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
 
 def defines(features: int, inner: int, tile: int) -> dict[str, int]:
     """What csrc/gate_up_fp8.cu is compiled with: as many stages as shared memory holds."""
-    half, sums = (tile + 15) // 16 * 8, tile // 2
+    half = (tile + 15) // 16 * 8
     stage, out = 128 * 128 + 2 * half * 128, 2 * tile * 32
     stages = (MOST_SHARED - out) // (stage + 16)
-    return {"F": features, "K": inner, "ROWS": tile, "STAGES": stages, "SHARED_BYTES": stages * (stage + 16) + out,
-            "LAST": tile // 8 - 1, "LEFT": sums, "RIGHT": sums + 1, "KEEP": sums + 2}
+    return {"F": features, "K": inner, "STAGES": stages, "SHARED_BYTES": stages * (stage + 16) + out,
+            **row_defines(tile)}
 
 
 @functools.cache
@@ -54,5 +54,6 @@ def gated_product_fp8(x: Tensor, layer: Fp8GateUp, gate_up: Tensor, out: Tensor,
     blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
     # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]
     in_turn = layer.weight.view(2, features // 8, 8, inner).transpose(0, 1)
-    maps = (TensorMap(x, (-(-tile // 16) * 8, STEP)), TensorMap(in_turn, (8, 2, 8, STEP)), TensorMap(out, (tile, 32)))
+    maps = (TensorMap(x, (-(-tile // 16) * 8, STEP)), TensorMap(in_turn, (8, 2, 8, STEP)),
+            *output_maps(out, tile))
     kernel.launch((blocks,), 384, (*maps, layer.factors, rows), cluster=2)

@@ -27,14 +27,25 @@ def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
     return hopper and features % 128 == 0 and inner % 64 == 0 and inner >= 128
 
 
+def row_defines(tile: int) -> dict[str, int]:
+    """Tiles of `tile` rows and of 8 less, as csrc/gate_up_tiles.cuh wants them."""
+    fewer, sums = max(tile - 8, 8), tile // 2
+    return {"ROWS": tile, "FEWER": fewer, "LAST": tile // 8 - 1, "FEWER_LAST": fewer // 8 - 1, "LEFT": sums,
+            "RIGHT": sums + 1, "KEEP": sums + 2}
+
+
+def output_maps(out: Tensor, tile: int) -> tuple[TensorMap, TensorMap]:
+    """Where tiles of both heights go."""
+    return TensorMap(out, (tile, 32)), TensorMap(out, (max(tile - 8, 8), 32))
+
+
 @functools.cache
 def _kernel(features: int, inner: int, tile: int, device: torch.device) -> tuple[Kernel, int]:
-    half, sums = (tile + 15) // 16 * 8, tile // 2
+    half = (tile + 15) // 16 * 8
     stage, out = 128 * 128 + 2 * half * 128, 2 * tile * 64
     stages = (MOST_SHARED - out - 16) // (stage + 16)
     shared = stages * (stage + 16) + out + 16
-    defines = {"F": features, "K": inner, "ROWS": tile, "STAGES": stages, "SHARED_BYTES": shared,
-               "LAST": tile // 8 - 1, "LEFT": sums, "RIGHT": sums + 1, "KEEP": sums + 2}
+    defines = {"F": features, "K": inner, "STAGES": stages, "SHARED_BYTES": shared, **row_defines(tile)}
     kernel = Program("gate_up", defines, device).kernel("gate_up", shared)
     return kernel, torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -56,7 +67,7 @@ def gated_product(x: Tensor, factors: Tensor, weight: Tensor, gate_up: Tensor, o
     blocks = min(processors // 2 * 2, -(-rows // tile) * (features // 64))
     # 8 features of gate, the same 8 of up, and so on: [F / 8, 2, 8, K]
     in_turn = weight.view(2, features // 8, 8, inner).transpose(0, 1)
-    maps = (TensorMap(x, (-(-tile // 16) * 8, 64)), TensorMap(in_turn, (8, 2, 8, 64)), TensorMap(out, (tile, 32)))
+    maps = (TensorMap(x, (-(-tile // 16) * 8, 64)), TensorMap(in_turn, (8, 2, 8, 64)), *output_maps(out, tile))
     norm = counters is not None
     kernel.launch((blocks,), 384, (*maps, x, factors, counters if norm else factors, int(norm), rows), cluster=2,
                   dependent=True)
