@@ -33,12 +33,11 @@ __device__ __forceinline__ void bulk_load(u32 to, const void* from, u32 bytes, u
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(bar) : "memory");
 }
-// The same for what nobody reads again: it leaves the L2 first.
+// The same for what nobody reads again soon: it leaves the L2 first.
 __device__ __forceinline__ void bulk_load_once(u32 to, const void* from, u32 bytes, u32 bar) {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    constexpr u64 EVICT_FIRST = 0x12f0000000000000;  // as createpolicy.fractional.L2::evict_first makes it
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(bar), "l"(policy) : "memory");
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(bar), "l"(EVICT_FIRST) : "memory");
 }
 // To the same place, and the same barrier, of every block of the cluster in `mask`.
 __device__ __forceinline__ void bulk_load_all(u32 to, const void* from, u32 bytes, u32 bar, u16 mask) {
@@ -102,8 +101,8 @@ template <typename Start> __device__ __forceinline__ void conduct(u32* counter, 
         u32 seen, tries = 0;
         do {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-            if (seen < target) __nanosleep(40);  // looks crowd out what others wait for
             if (++tries > (1u << 23)) __trap();  // seconds: a block is lost; an error is better than a hang
+            if (seen < target) __nanosleep(40);  // looks crowd out what others wait for
         } while (seen < target);
         // What was stored in the ordinary way, bulk copies now may read (global) and overwrite (shared).
         asm volatile("fence.proxy.async.global;\nfence.proxy.async.shared::cta;" ::: "memory");
