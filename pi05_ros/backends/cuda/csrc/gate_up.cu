@@ -6,16 +6,8 @@
 #include "shared_rows.cuh"
 #include "wgmma.cuh"
 
-#define WGMMA(rows, last) \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(rows) "k16.f32.bf16.bf16 {" JOIN(REGISTERS_, last) "}, " \
-                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1, 0, 0;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate))
-// d [64, ROWS] (+)= a [64, 16] b [ROWS, 16]^T, or FEWER rows; both K-major in shared memory.
-template <bool WIDE> DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
-    if constexpr (WIDE) WGMMA(ROWS, LAST);
-    else WGMMA(FEWER, FEWER_LAST);
-}
-
+#define KIND "k16.f32.bf16.bf16 {"
+#define ORDERS ", p, 1, 1, 0, 0;\n}"
 constexpr int STEP = 64;
 constexpr u32 OUT_BYTES = ROWS * 64;
 #include "gate_up_tiles.cuh"

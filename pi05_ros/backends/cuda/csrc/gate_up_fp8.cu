@@ -8,16 +8,8 @@
 // what is to be defined: gate_up_tiles.cuh, with K a multiple of 128.
 #include "wgmma.cuh"
 
-#define WGMMA(rows, last) \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(rows) "k32.f32.e4m3.e4m3 {" JOIN(REGISTERS_, last) "}, " \
-                 NUMBER(LEFT) ", " NUMBER(RIGHT) ", p, 1, 1;\n}" : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate))
-// d [64, ROWS] (+)= a [64, 32] b [ROWS, 32]^T, or FEWER rows; both K-major in shared memory.
-template <bool WIDE> DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
-    if constexpr (WIDE) WGMMA(ROWS, LAST);
-    else WGMMA(FEWER, FEWER_LAST);
-}
-
+#define KIND "k32.f32.e4m3.e4m3 {"
+#define ORDERS ", p, 1, 1;\n}"
 constexpr int STEP = 128;
 constexpr u32 OUT_BYTES = ROWS * 32;
 #include "gate_up_tiles.cuh"

@@ -1,5 +1,5 @@
 // What gate_up.cu and gate_up_fp8.cu share: who loads what, and the products of a tile. Included behind STEP, the numbers
-// of a row that make 128 bytes, OUT_BYTES of a warpgroup's results, and `wgmma`.
+// of a row that make 128 bytes, OUT_BYTES of a warpgroup's results, and KIND and ORDERS of wgmma's assembly.
 //
 // Weights are the left operand and rows of x the right one, because wgmma's right side may be any multiple of 8: tiles of
 // 64 features (128 weight rows) and ROWS rows, or FEWER = ROWS - 8, waste at most 7 rows in all. The weights' tensor map puts 8 rows of gate and
@@ -78,6 +78,16 @@ struct Place {
     int stage, phase;
     bool leads;
 };
+
+#define WGMMA(rows, last) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " NUMBER(KEEP) ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" QUOTED(rows) KIND JOIN(REGISTERS_, last) "}, " NUMBER(LEFT) ", " \
+                 NUMBER(RIGHT) ORDERS : JOIN(SUMS_, LAST)(d) : "l"(a), "l"(b), "r"(accumulate))
+// d [64, ROWS] (+)= a [64, 32 bytes] b [ROWS, 32 bytes]^T, or FEWER rows; both K-major in shared memory.
+template <bool WIDE> DEVICE void wgmma(float (&d)[ROWS / 2], u64 a, u64 b, int accumulate) {
+    if constexpr (WIDE) WGMMA(ROWS, LAST);
+    else WGMMA(FEWER, FEWER_LAST);
+}
 
 // d: the product of a tile's 64 weight rows of this warpgroup and ROWS rows, over all of K.
 template <bool WIDE> DEVICE void products(float (&d)[ROWS / 2], u32 shared, int group, Place &at) {

@@ -6,7 +6,7 @@
 // warpgroup only loads (TMA into a ring of STAGES), two multiply 64 features each; where the ring was, those sums come, and x
 // comes and goes. Launched dependent: the first weights are under way before the kernel before has ended.
 // Defines: F (of 128), K (of 128), ROWS (of 8, at most 256), STAGES, SHARED_BYTES; for the assembly of wgmma LAST, LEFT, RIGHT,
-// KEEP as in gate_up.cu. Launch: 384 threads, clusters of 2, each a tile: features first.
+// KEEP as in gate_up_tiles.cuh. Launch: 384 threads, clusters of 2, each a tile: features first.
 #include "wgmma.cuh"
 
 constexpr int STEP = 64, STEPS = K / 2 / STEP, CHUNKS = ROWS / 8, MORE = (CHUNKS + 1) / 2;  // MORE: 8-row chunks that rank 0 keeps
