@@ -31,7 +31,8 @@ DEVICE u32 gated(float g0, float g1, float u0, float u1) {
     return pack(g0 * u0 * (r * e1), g1 * u1 * (r * e0));
 }
 
-DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *factors, u32 shared, Tiles tiles, int rank, int group) {
+DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *factors, u32 shared, Tiles tiles, int rank,
+                     int group) {
     u32 staging = shared + OUT + group * OUT_BYTES;
     int thread = threadIdx.x & 127;
     // A lane's 16 bytes, 8 features of its row in a block of 8, in the 64-byte swizzle
@@ -66,7 +67,8 @@ DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 gate_up(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,
-        const __grid_constant__ TensorMap out, const __grid_constant__ TensorMap fewer, const bf16 *to_norm, float *factors, int *counters, int norm, int rows) {
+        const __grid_constant__ TensorMap out, const __grid_constant__ TensorMap fewer, const bf16 *to_norm, float *factors,
+        int *counters, int norm, int rows) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = shared_address(memory);
     int rank = cluster_rank(), group = warpgroup();

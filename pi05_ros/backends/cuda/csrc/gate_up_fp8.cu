@@ -27,7 +27,8 @@ DEVICE u32 gated(float g0, float g1, float u0, float u1, float scale) {
     return both;
 }
 
-DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *factors, u32 shared, Tiles tiles, int rank, int group) {
+DEVICE void multiply(const TensorMap *out, const TensorMap *fewer, const float *factors, u32 shared, Tiles tiles, int rank,
+                     int group) {
     u32 staging = shared + OUT + group * OUT_BYTES;
     int thread = threadIdx.x & 127, lane = thread & 31, odd = lane / 4 & 1;
     // A lane holds feature lane / 4 of rows 2c and 2c + 1 of 8, c = lane % 4; with its partner's, it stores two features

@@ -2,11 +2,11 @@
 // of a row that make 128 bytes, OUT_BYTES of a warpgroup's results, and KIND and ORDERS of wgmma's assembly.
 //
 // Weights are the left operand and rows of x the right one, because wgmma's right side may be any multiple of 8: tiles of
-// 64 features (128 weight rows) and ROWS rows, or FEWER = ROWS - 8, waste at most 7 rows in all. The weights' tensor map puts 8 rows of gate and
-// the same 8 of up in turn, so that one thread holds gate and up of the same element. One warpgroup only loads (TMA into
-// a ring of STAGES), two multiply 64 weight rows each. Blocks come in pairs (a cluster) that share the rows of x, each
-// loading half of them for both. Persistent: a pair walks over the tiles, rows fastest, so that the weights come from
-// memory once. The second warpgroup starts LAG steps behind, so that epilogues run under the other's products.
+// 64 features (128 weight rows) and ROWS rows, or FEWER = ROWS - 8, waste at most 7 rows in all. The weights' tensor map puts
+// 8 rows of gate and the same 8 of up in turn, so that one thread holds gate and up of the same element. One warpgroup only
+// loads (TMA into a ring of STAGES), two multiply 64 weight rows each. Blocks come in pairs (a cluster) that share the rows
+// of x, each loading half of them for both. Persistent: a pair walks over the tiles, rows fastest, so that the weights come
+// from memory once. The second warpgroup starts LAG steps behind, so that epilogues run under the other's products.
 // Defines: F (a multiple of 128), K (of STEP), ROWS (of 8, at most 256), FEWER (8 where ROWS is), STAGES, SHARED_BYTES, and for
 // the assembly of wgmma: LAST = ROWS / 8 - 1 (its lists), FEWER_LAST alike, LEFT = ROWS / 2, RIGHT and KEEP the next two (the
 // operands behind them).

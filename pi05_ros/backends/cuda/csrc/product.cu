@@ -15,7 +15,8 @@
 // tile, each a part of K, and hand each other the sums of the columns that it keeps: all of them a cluster. Launched
 // dependent: the first weights are under way before the kernel before has ended.
 // Defines: F, OUT (columns of out's rows), K (of 8), COLUMNS (of 8 SPLIT, at most 256), SHARING, SPLIT, STAGES, NORM, GELU,
-// RESIDUAL, E4M3, NARROW, SHARED_BYTES; for the assembly of wgmma LAST, LEFT, RIGHT, KEEP as in gate_up_tiles.cuh. Launch: 384 threads.
+// RESIDUAL, E4M3, NARROW, SHARED_BYTES; for the assembly of wgmma LAST, LEFT, RIGHT, KEEP as in
+// gate_up_tiles.cuh. Launch: 384 threads.
 #include "wgmma.cuh"
 
 constexpr int ROWS = 128, STEP = E4M3 ? 128 : 64, STEPS = (K + STEP * SPLIT - 1) / (STEP * SPLIT), FIRST = STEPS < STAGES ? STEPS : STAGES;
