@@ -34,14 +34,12 @@ def test_the_fp8_forward_is_as_near_to_the_model_as_the_simulation(recipe):
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_the_hopper_kernels_tiles_and_ring_fit_every_length():
+def test_the_hopper_kernels_ring_is_deep_enough_at_every_length():
     from pi05_ros.backends.cuda.kernels.fp8_gated_product import MOST_SHARED, defines
     from pi05_ros.backends.cuda.shapes import all_buckets, row_tile
 
     for rows in all_buckets(Pi05Config()):
         d = defines(16384, 2048, row_tile(rows))
-        tiles = -(-rows // d["ROWS"])
-        assert tiles * d["FEWER"] < rows <= tiles * d["ROWS"]  # tiles of both heights hold them, 7 too many at most
         assert d["STAGES"] >= 4 and d["SHARED_BYTES"] <= MOST_SHARED and d["ROWS"] * 32 % 256 == 0
 
 

@@ -168,6 +168,14 @@ def test_tiles_of_the_gated_product_cover_the_rows_and_waste_little(rows, tile):
     assert shapes.row_tile(rows) == tile and tile % 8 == 0 and tile <= 256 and tiles * tile - rows < 8 * tiles
 
 
+def test_tiles_of_both_heights_hold_every_number_of_rows_with_at_most_7_too_many():
+    for rows in range(1, 2000):
+        tile = shapes.row_tile(rows)
+        tiles, fewer = -(-rows // tile), shapes.fewer_rows(tile)
+        held = [wide * tile + (tiles - wide) * fewer for wide in range(tiles + 1)]
+        assert any(0 <= together - rows < 8 for together in held), rows
+
+
 @pytest.mark.parametrize("rows", [768, 512, 256, 40])
 @pytest.mark.parametrize(("features", "inner", "residual"), [(3456, 1152, False), (4304, 1152, False),
                                                              (2048, 1152, False), (1152, 1152, True),

@@ -46,9 +46,14 @@ def tile(extent: int, most: int) -> int:
 
 
 def row_tile(rows: int) -> int:
-    """Rows a tile of the gated product: as few tiles of at most 256 as can be, equal, a multiple of 8."""
+    """Rows of the gated product's larger tiles: of as few as can be of at most 256, nearly equal, a multiple of 8."""
     tiles = -(-rows // 256)
     return -(-rows // (8 * tiles)) * 8
+
+
+def fewer_rows(tile: int) -> int:
+    """Rows of its smaller tiles; both together hold any number of rows, at most 7 too many."""
+    return max(tile - 8, 8)
 
 
 def padded_tokens(config: Pi05Config) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.cpp import Kernel, Program
 from pi05_ros.backends.cuda.kernels.glu import glu
 from pi05_ros.backends.cuda.kernels.norm import inverse_rms
-from pi05_ros.backends.cuda.shapes import row_tile
+from pi05_ros.backends.cuda.shapes import fewer_rows, row_tile
 from pi05_ros.backends.cuda.tma import TensorMap
 
 MOST_SHARED = 227 * 1024
@@ -28,15 +28,15 @@ def fits_hopper(features: int, inner: int, device: torch.device) -> bool:
 
 
 def row_defines(tile: int) -> dict[str, int]:
-    """Tiles of `tile` rows and of 8 less, as csrc/gate_up_tiles.cuh wants them."""
-    fewer, sums = max(tile - 8, 8), tile // 2
+    """Tiles of `tile` rows and of fewer, as csrc/gate_up_tiles.cuh wants them."""
+    fewer, sums = fewer_rows(tile), tile // 2
     return {"ROWS": tile, "FEWER": fewer, "LAST": tile // 8 - 1, "FEWER_LAST": fewer // 8 - 1, "LEFT": sums,
             "RIGHT": sums + 1, "KEEP": sums + 2}
 
 
 def output_maps(out: Tensor, tile: int) -> tuple[TensorMap, TensorMap]:
     """Where tiles of both heights go."""
-    return TensorMap(out, (tile, 32)), TensorMap(out, (max(tile - 8, 8), 32))
+    return TensorMap(out, (tile, 32)), TensorMap(out, (fewer_rows(tile), 32))
 
 
 @functools.cache
