@@ -46,7 +46,8 @@ class Events:
             try:
                 event = handler.take_data()
             except rclpy_implementation.RCLError as error:
-                self._warn(f"the middleware no longer tells of {handler.event_type.name} ({error})")
+                self._warn(f"middleware: expected word of {handler.event_type.name}, received an error ({error}). "
+                           "These are counted no more, all else goes on; clean up and configure to count them again.")
                 self._handlers.remove(handler)
                 handler.destroy()
                 continue

@@ -61,7 +61,7 @@ def test_a_handler_that_fails_is_warned_of_and_the_others_are_asked_on():
     broken, well = Handler(rclpy_implementation.RCLError("no")), Handler(happened(1), happened(2))
     events.watch([broken, well])
     events.ask(), events.ask()
-    assert said == ["the middleware no longer tells of RCL_SUBSCRIPTION_MESSAGE_LOST (no)"] and broken.destroyed
+    assert len(said) == 1 and "RCL_SUBSCRIPTION_MESSAGE_LOST, received an error (no)" in said[0] and broken.destroyed
     assert [event.total_count_change for event in well.heard] == [1, 2]
 
 
